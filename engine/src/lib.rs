@@ -1,0 +1,18 @@
+//! What both ends of a replication must agree on: units, extents, frames, sessions, recovery points;
+//! and, in [`io`] and [`net`], the only code that touches disks and sockets on everybody's behalf.
+//!
+//! Layers, lowest first; a module uses only what stands above it in this list:
+//! `units` → `limits` → `extent` → `digest` → `point` → `frame` → `session`, beside them `io`, `net`, `service`.
+//! It knows nothing of agents, servers or VMware.
+
+pub mod dirty_map;
+pub mod extent;
+pub mod extent_set;
+pub mod frame;
+pub mod io;
+pub mod limits;
+pub mod net;
+pub mod service;
+pub mod point;
+pub mod session;
+pub mod units;
