@@ -12,7 +12,7 @@ pub mod frame;
 pub mod io;
 pub mod limits;
 pub mod net;
-pub mod service;
 pub mod point;
+pub mod service;
 pub mod session;
 pub mod units;

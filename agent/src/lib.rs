@@ -1,0 +1,1 @@
+//! The agent on the protected VM: tracks written blocks, captures points, sends.

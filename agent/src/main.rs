@@ -1,0 +1,3 @@
+//! The `homeward-agent` command.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! `homeward-bench`: measures Homeward on this machine.
+
+fn main() {}

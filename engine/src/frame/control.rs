@@ -1,0 +1,153 @@
+//! Messages between neighbours: who replicates what, where the receiver stands, how far it got.
+//!
+//! They travel as frames of kind control with a JSON body, outside the stream's numbering.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Frame, FrameError, Kind, Position, packed::Packed};
+use crate::{
+    limits,
+    units::{DiskIndex, Seq, StreamId},
+};
+
+/// Version of the conversation. 1, 2026-11: the first.
+pub const PROTOCOL: u16 = 1;
+
+/// What is being replicated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamInfo {
+    /// Identity of this replication.
+    pub id: StreamId,
+    /// The protected VM's name; also names its folder and disks at home.
+    pub vm: String,
+    /// Its disks; the position in this list is the [`DiskIndex`] of data frames.
+    pub disks: Vec<DiskInfo>,
+}
+
+/// One disk of the VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskInfo {
+    /// Its name within the VM, e.g. `sda`.
+    pub name: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// Bytes in use as far as the agent can tell, for the space check; the size if it cannot.
+    pub used_bytes: u64,
+}
+
+/// Why a receiver will not take a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Refusal {
+    /// The peers speak different versions.
+    Protocol,
+    /// The VM, or this stream, belongs to another agent.
+    NotYours,
+    /// The description makes no sense or differs from the one known.
+    BadRequest,
+    /// Not enough space where it should go.
+    NoSpace,
+    /// The disk was restored to a point: replication waits until the operator decides.
+    Restored,
+    /// The next node cannot be reached, or is too busy: try later.
+    Unavailable,
+    /// The receiver lost what it had acknowledged: only a new replication helps.
+    Lost,
+}
+
+/// A message between neighbours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Control {
+    /// First message of the side that dials.
+    Hello {
+        /// Must be [`PROTOCOL`].
+        protocol: u16,
+        /// Name of the agent that owns the stream, as its certificate says.
+        agent: String,
+        /// What it wants to send.
+        stream: StreamInfo,
+    },
+    /// Answer to `Hello`: go on after `position`.
+    Welcome {
+        /// The last frame the receiver holds safely.
+        position: Position,
+        /// The last frame that is durable at the master target.
+        durable: Seq,
+        /// Frame bytes that may be unacknowledged.
+        window: u64,
+    },
+    /// Answer to `Hello`: no.
+    Refused {
+        /// The kind of no.
+        why: Refusal,
+        /// For people: what, where, what to do.
+        reason: String,
+    },
+    /// How far the receiver got. Both only grow; `durable` ≤ `spooled`.
+    Ack {
+        /// Safe at the receiver.
+        spooled: Seq,
+        /// Safe at the master target.
+        durable: Seq,
+    },
+    /// The receiver goes on only when something is mended, or goes on again.
+    Hold {
+        /// For people; `None` when it goes on.
+        reason: Option<String>,
+    },
+    /// Keeps an idle connection alive.
+    Ping,
+}
+
+impl Control {
+    /// As a frame of `stream`'s connection.
+    #[must_use]
+    pub fn to_frame(&self, stream: StreamId) -> Frame {
+        // Plain data with string keys: serialising it cannot fail.
+        #[allow(clippy::expect_used)]
+        let json = serde_json::to_vec(self).expect("control messages serialise");
+        debug_assert!(json.len() <= limits::CONTROL_BODY);
+        Packed::new(Kind::Control, DiskIndex(0), 0, &json, 0).unchained(stream)
+    }
+
+    /// Parses a control frame's body.
+    pub fn from_frame(frame: &Frame) -> Result<Self, FrameError> {
+        let content = frame.content()?;
+        let message: Control = serde_json::from_slice(&content)
+            .map_err(|e| FrameError::Body { what: "control message", reason: e.to_string() })?;
+        if let Control::Hello { stream, .. } = &message {
+            stream.check()?;
+        }
+        Ok(message)
+    }
+}
+
+impl StreamInfo {
+    /// Checks what a peer claims: some disks, not too many, each of a sensible size and name.
+    fn check(&self) -> Result<(), FrameError> {
+        let malformed = |what| Err(FrameError::Malformed(what));
+        let sensible = |name: &str| {
+            (1..=63).contains(&name.len())
+                && !name.starts_with(['.', '-'])
+                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        };
+        if !sensible(&self.vm) {
+            return malformed(
+                "VM name must be 1 to 63 letters, digits, '.', '_', '-', not starting with '.' or '-'",
+            );
+        }
+        if self.disks.is_empty() || self.disks.len() > limits::DISKS_PER_VM {
+            return malformed("a VM has 1 to 60 disks");
+        }
+        for (index, disk) in self.disks.iter().enumerate() {
+            if !sensible(&disk.name) || self.disks[..index].iter().any(|other| other.name == disk.name) {
+                return malformed("disk names must be unique, of 1 to 63 letters, digits, '.', '_', '-'");
+            }
+            if disk.bytes == 0 || disk.bytes > limits::DISK_BYTES || disk.bytes % 512 != 0 {
+                return malformed("disk size must be whole 512-byte sectors, at most 62 TiB");
+            }
+        }
+        Ok(())
+    }
+}

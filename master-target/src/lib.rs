@@ -1,0 +1,1 @@
+//! The master target: applies frames to VMware disks and keeps recovery points.

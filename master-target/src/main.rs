@@ -1,0 +1,3 @@
+//! The `homeward-master-target` command.
+
+fn main() {}

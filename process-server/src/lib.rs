@@ -1,0 +1,1 @@
+//! The process server: relays frames through a bounded, crash-safe spool.

@@ -1,0 +1,3 @@
+//! The `homeward-process-server` command.
+
+fn main() {}
