@@ -60,6 +60,13 @@ pub trait StorageFile: Send {
     /// Cuts or grows (with a hole) to `len` bytes.
     fn set_len(&self, len: u64) -> io::Result<()>;
 
+    /// Grows the file to `len` bytes and sets their space aside, unwritten, so that writing them later cannot fail
+    /// for lack of it. [`io::ErrorKind::Unsupported`] where the file system cannot promise that.
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        let _ = len;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Makes contents and length durable. After an error the handle is dead: every later call fails.
     fn sync(&self) -> io::Result<()>;
 }
