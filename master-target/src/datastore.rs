@@ -184,7 +184,8 @@ fn objection(name: &str) -> Option<&'static str> {
 
 /// Whether it ends like `disk-000001`.
 fn is_snapshot_link(name: &str) -> bool {
-    name.rsplit_once('-').is_some_and(|(_, end)| end.len() == 6 && end.bytes().all(|byte| byte.is_ascii_digit()))
+    name.rsplit_once('-')
+        .is_some_and(|(_, end)| end.len() == 6 && end.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 impl fmt::Display for EntryName {
@@ -212,7 +213,8 @@ mod tests {
     use super::*;
 
     fn datastore(kind: &str) -> Datastore {
-        let json = format!(r#"{{ "name": "gold", "path": "/mnt/gold", "kind": "{kind}", "reserve_bytes": 100 }}"#);
+        let json =
+            format!(r#"{{ "name": "gold", "path": "/mnt/gold", "kind": "{kind}", "reserve_bytes": 100 }}"#);
         serde_json::from_str(&json).expect("a datastore")
     }
 
@@ -251,7 +253,9 @@ mod tests {
 
     #[test]
     fn names_that_are_fine() {
-        for name in ["web-01", "SAP Prod (old)", "Büro", "データ", "a-00001", "flat", "disk.0", &"x".repeat(80)] {
+        for name in
+            ["web-01", "SAP Prod (old)", "Büro", "データ", "a-00001", "flat", "disk.0", &"x".repeat(80)]
+        {
             assert_eq!(name.parse::<EntryName>().map(String::from).as_deref(), Ok(name));
         }
     }
@@ -261,8 +265,26 @@ mod tests {
         let long = "x".repeat(81);
         let many_bytes = "語".repeat(74);
         for name in [
-            "", ".", "..", "../x", "a/b", "a\\b", "a\nb", "a\0", "a\u{7f}", ".hidden", " a", "a ", "a.", "a\"b",
-            "a-flat", "a-FLAT", "a-000001", "a-ctk", &long, &many_bytes,
+            "",
+            ".",
+            "..",
+            "../x",
+            "a/b",
+            "a\\b",
+            "a\nb",
+            "a\0",
+            "a\u{7f}",
+            ".hidden",
+            " a",
+            "a ",
+            "a.",
+            "a\"b",
+            "a-flat",
+            "a-FLAT",
+            "a-000001",
+            "a-ctk",
+            &long,
+            &many_bytes,
         ] {
             let error = name.parse::<EntryName>().expect_err(name).to_string();
             assert!(error.contains("cannot be the name"), "{error}");

@@ -35,7 +35,9 @@ pub enum Refusal {
     File(#[from] FlatError),
     #[error("it is encrypted; attach it to the master target's VM and use its block device")]
     Encrypted,
-    #[error("an I/O filter is set on it (ddb.iofilters), which writes to the file would go around; detach the filter")]
+    #[error(
+        "an I/O filter is set on it (ddb.iofilters), which writes to the file would go around; detach the filter"
+    )]
     Filtered,
     #[error("it is a snapshot ({}); consolidate the VM's snapshots", .hint.as_deref().unwrap_or("of an unnamed parent"))]
     SnapshotChild { hint: Option<String> },
@@ -43,9 +45,13 @@ pub enum Refusal {
     NativeSnapshot,
     #[error("{child} has it as its parent and would be corrupted; consolidate the VM's snapshots")]
     HasChild { child: String },
-    #[error("{other} uses the same file {file:?}; two disks cannot share their bytes, remove the wrong descriptor")]
+    #[error(
+        "{other} uses the same file {file:?}; two disks cannot share their bytes, remove the wrong descriptor"
+    )]
     SharedExtent { other: String, file: String },
-    #[error("{neighbour}, beside it, cannot be read ({error}), so that it may be a snapshot of this disk; repair or move it")]
+    #[error(
+        "{neighbour}, beside it, cannot be read ({error}), so that it may be a snapshot of this disk; repair or move it"
+    )]
     UnreadableNeighbour { neighbour: String, error: DescriptorError },
     #[error(
         "ESXi tracks its changed blocks in {path:?} and would miss these writes, so that incremental backups would \
@@ -58,7 +64,9 @@ pub enum Refusal {
     RawDevice(CreateType),
     #[error("its type is {}, not a flat disk of ESXi; convert it, for instance with vmkfstools -i", .0.as_str())]
     NotFlat(CreateType),
-    #[error("its bytes are a vSAN object ({0}); attach it to the master target's VM and use its block device")]
+    #[error(
+        "its bytes are a vSAN object ({0}); attach it to the master target's VM and use its block device"
+    )]
     VsanObject(String),
     #[error("it has {0} extents; a flat disk of ESXi has one")]
     ExtentCount(usize),

@@ -220,7 +220,8 @@ fn remove_leftover(storage: &dyn Storage, flat: &Path, mark: &Path) -> Result<()
 fn marked_length(storage: &dyn Storage, mark: &Path) -> Result<u64, FlatError> {
     let wrong = |error| FlatError { path: mark.to_owned(), kind: FlatErrorKind::Descriptor(error) };
     let raw = RawDescriptor::parse(&read_text(storage, mark)?).map_err(wrong)?;
-    let sectors = Descriptor::try_from(&raw).map_err(wrong)?.extents.iter().map(|extent| extent.sectors).sum();
+    let sectors =
+        Descriptor::try_from(&raw).map_err(wrong)?.extents.iter().map(|extent| extent.sectors).sum();
     Ok(Capacity::from_sectors(sectors).map_or(0, Capacity::bytes))
 }
 

@@ -190,7 +190,9 @@ mod tests {
 
     #[test]
     fn new_disks_are_whole_mebibytes() {
-        for (bytes, sectors) in [(1, 2048), (1 << 20, 2048), ((1 << 20) + 1, 4096), (62 << 40, 133_143_986_176)] {
+        for (bytes, sectors) in
+            [(1, 2048), (1 << 20, 2048), ((1 << 20) + 1, 4096), (62 << 40, 133_143_986_176)]
+        {
             assert_eq!(Capacity::for_bytes(bytes).map(Capacity::sectors), Ok(sectors), "{bytes}");
         }
         assert_eq!(Capacity::for_bytes(0), Err(CapacityError::Zero));
@@ -203,10 +205,7 @@ mod tests {
     fn geometry_is_that_of_esxi() {
         let of = |sectors, adapter| Geometry::of(Capacity::from_sectors(sectors).expect("a size"), adapter);
         // A public ESXi descriptor: 36 GiB on IDE.
-        assert_eq!(
-            of(75_497_472, AdapterType::Ide),
-            Geometry { cylinders: 74_898, heads: 16, sectors: 63 }
-        );
+        assert_eq!(of(75_497_472, AdapterType::Ide), Geometry { cylinders: 74_898, heads: 16, sectors: 63 });
         assert_eq!(of(83_886_080, AdapterType::LsiLogic).cylinders, 5_221);
         assert_eq!(of(2_048, AdapterType::LsiLogic).cylinders, 1);
     }

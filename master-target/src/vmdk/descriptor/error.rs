@@ -61,7 +61,7 @@ pub enum DescriptorError {
         key: &'static str,
     },
     /// A value that cannot be understood.
-    #[error("line {line}: {key} is {value:?}, expected {expected}")]
+    #[error("line {line}: {key} is \"{value}\", expected {expected}")]
     BadValue {
         /// Line number.
         line: usize,
@@ -84,7 +84,8 @@ pub enum DescriptorError {
     },
 }
 
-/// The beginning of `bytes`, printable.
+/// The beginning of `bytes`; what cannot be printed becomes U+FFFD.
 pub(super) fn excerpt(bytes: &[u8]) -> String {
-    bytes[..bytes.len().min(80)].escape_ascii().to_string()
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(80)]);
+    text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
 }

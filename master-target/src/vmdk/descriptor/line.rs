@@ -50,7 +50,8 @@ fn kind_of(bytes: &[u8], number: usize) -> Result<LineKind, DescriptorError> {
         return Ok(LineKind::Extent);
     }
     let neither = || DescriptorError::NotALine { line: number, text: excerpt(&bytes[text.clone()]) };
-    let equals = text.start + bytes[text.clone()].iter().position(|&byte| byte == b'=').ok_or_else(neither)?;
+    let equals =
+        text.start + bytes[text.clone()].iter().position(|&byte| byte == b'=').ok_or_else(neither)?;
     let key = &bytes[trimmed(bytes, text.start..equals)];
     if key.is_empty() || !key.iter().all(u8::is_ascii_graphic) {
         return Err(neither());
