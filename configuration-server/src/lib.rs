@@ -1,0 +1,3 @@
+//! The operator's side: keys and the demo, later the configuration server.
+
+pub mod pki;
