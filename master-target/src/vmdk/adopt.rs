@@ -205,3 +205,6 @@ fn check_neighbour(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

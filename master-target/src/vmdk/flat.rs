@@ -23,7 +23,7 @@ use std::{
 };
 
 use engine::{
-    io::{Storage, StorageFile},
+    io::{Storage, StorageFile, write_file_atomically},
     limits::IO_BYTES,
 };
 use rand::Rng;
@@ -170,13 +170,7 @@ pub fn change_content_id(
     let new = ContentId::after(old, rng);
     raw.set_content_id(new).map_err(wrong)?;
 
-    let temporary = with_suffix(descriptor, ".homeward-edit");
-    if exists(storage, &temporary)? {
-        storage.remove(&temporary).map_err(at(&temporary, "remove what a crash left"))?;
-    }
-    write_new(storage, &temporary, &raw.to_bytes())?;
-    storage.rename(&temporary, descriptor).map_err(at(descriptor, "rename into place"))?;
-    sync_parent(storage, descriptor)?;
+    write_file_atomically(storage, descriptor, &raw.to_bytes()).map_err(at(descriptor, "rewrite"))?;
     Ok(new)
 }
 
@@ -233,16 +227,16 @@ fn fill(
 ) -> Result<(), FlatErrorKind> {
     let io = |action| move |error| FlatErrorKind::Io(action, error);
     let bytes = disk.capacity.bytes();
+    // The length alone first, and durable: a power cut leaves none or all of it, which tells the file as ours.
+    file.set_len(bytes).map_err(io("set the length"))?;
+    file.sync().map_err(io("sync"))?;
     match disk.provisioning {
-        Provisioning::Thin => file.set_len(bytes).map_err(io("set the length"))?,
+        Provisioning::Thin => return Ok(()),
         Provisioning::LazilyZeroed => file.allocate(bytes).map_err(|error| match error.kind() {
             io::ErrorKind::Unsupported => FlatErrorKind::CannotReserve(error),
             _ => FlatErrorKind::Io("reserve its space", error),
         })?,
-        Provisioning::EagerlyZeroed => {
-            file.set_len(bytes).map_err(io("set the length"))?;
-            write_zeros(file, bytes, progress).map_err(io("write zeros"))?;
-        }
+        Provisioning::EagerlyZeroed => write_zeros(file, bytes, progress).map_err(io("write zeros"))?,
     }
     file.sync().map_err(io("sync"))
 }
@@ -303,12 +297,8 @@ fn esxi_text(disk: &NewDisk, rng: &mut dyn Rng) -> String {
 }
 
 fn mark_of(descriptor: &Path) -> PathBuf {
-    with_suffix(descriptor, ".homeward-new")
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
+    let mut name = descriptor.as_os_str().to_owned();
+    name.push(".homeward-new");
     name.into()
 }
 
@@ -330,3 +320,8 @@ pub(super) fn length(storage: &dyn Storage, path: &Path) -> Result<u64, FlatErro
 pub(super) fn at(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> FlatError {
     move |error| FlatError { path: path.to_owned(), kind: FlatErrorKind::Io(action, error) }
 }
+
+#[cfg(test)]
+mod power_cut_tests;
+#[cfg(test)]
+mod tests;
