@@ -51,6 +51,22 @@ impl Op {
     pub fn zero(offset: u64, len: u64, tag: u64) -> Self {
         Self { kind: OpKind::Zero, offset, len, buf: AlignedBuf::zeroed(0), tag }
     }
+
+    /// Whether it fits its buffer and a device of `size` bytes.
+    pub(super) fn check(&self, size: u64) -> io::Result<()> {
+        let fits_buffer = self.kind == OpKind::Zero || self.len == self.buf.len() as u64;
+        if !fits_buffer || self.offset.checked_add(self.len).is_none_or(|end| end > size) {
+            let Self { kind, offset, len, buf, .. } = self;
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "{kind:?} of {len} bytes at {offset} with a buffer of {} on a disk of {size}",
+                    buf.len()
+                ),
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// A disk. Offsets and lengths must be multiples of its logical block (512 bytes at most 4096), except that a

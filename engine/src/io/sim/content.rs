@@ -1,0 +1,116 @@
+//! The bytes of one simulated file, in shared pages: a copy costs nothing until one of the two is written.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+};
+
+/// Bytes of a page, and of the space that a file system gives out at a time.
+pub(super) const PAGE: u64 = 4096;
+
+/// Pages that are missing read as zeros and take no space. Nothing but zeros stands past `len` in a page.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Content {
+    len: u64,
+    pages: BTreeMap<u64, Arc<[u8; PAGE as usize]>>,
+}
+
+impl Content {
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Bytes that it takes on disk.
+    pub(super) fn allocated(&self) -> u64 {
+        self.pages.len() as u64 * PAGE
+    }
+
+    /// Fills `buf` from `offset`; false if the file ends before.
+    pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> bool {
+        if offset.checked_add(buf.len() as u64).is_none_or(|end| end > self.len) {
+            return buf.is_empty();
+        }
+        for (page, start, range) in pieces(offset, buf.len() as u64) {
+            let target = &mut buf[range];
+            match self.pages.get(&page) {
+                Some(bytes) => target.copy_from_slice(&bytes[start..start + target.len()]),
+                None => target.fill(0),
+            }
+        }
+        true
+    }
+
+    /// Writes, growing the file as needed.
+    pub(super) fn write(&mut self, offset: u64, bytes: &[u8]) {
+        for (page, start, range) in pieces(offset, bytes.len() as u64) {
+            let target = Arc::make_mut(self.pages.entry(page).or_insert_with(empty_page));
+            target[start..start + range.len()].copy_from_slice(&bytes[range]);
+        }
+        if !bytes.is_empty() {
+            self.len = self.len.max(offset + bytes.len() as u64);
+        }
+    }
+
+    /// How many of `len` bytes at `offset` can be written with `space` bytes of disk more than now.
+    pub(super) fn writable(&self, offset: u64, len: u64, space: u64) -> u64 {
+        let mut pages_left = space / PAGE;
+        for (page, _, range) in pieces(offset, len) {
+            if !self.pages.contains_key(&page) {
+                let Some(left) = pages_left.checked_sub(1) else { return range.start as u64 };
+                pages_left = left;
+            }
+        }
+        len
+    }
+
+    /// Makes a range read as zeros. Bytes past the end stay past it.
+    pub(super) fn zero(&mut self, offset: u64, len: u64) {
+        let end = (offset + len).min(self.len);
+        for page in self.pages_in(offset, end) {
+            let start = page * PAGE;
+            if offset <= start && (start + PAGE <= end || end == self.len) {
+                self.pages.remove(&page);
+            } else if let Entry::Occupied(mut bytes) = self.pages.entry(page) {
+                let range = (offset.max(start) - start) as usize..(end.min(start + PAGE) - start) as usize;
+                Arc::make_mut(bytes.get_mut())[range].fill(0);
+            }
+        }
+    }
+
+    pub(super) fn set_len(&mut self, len: u64) {
+        if len < self.len {
+            self.zero(len, self.len - len);
+        }
+        self.len = len;
+    }
+
+    /// Inverts the bits of `mask` in the byte at `offset`, if there is one.
+    pub(super) fn flip(&mut self, offset: u64, mask: u8) {
+        if offset < self.len {
+            let page = Arc::make_mut(self.pages.entry(offset / PAGE).or_insert_with(empty_page));
+            page[(offset % PAGE) as usize] ^= mask;
+        }
+    }
+
+    /// Numbers of the pages that exist in `from..to`.
+    fn pages_in(&self, from: u64, to: u64) -> Vec<u64> {
+        if from >= to {
+            return Vec::new();
+        }
+        self.pages.range(from / PAGE..to.div_ceil(PAGE)).map(|(&page, _)| page).collect()
+    }
+}
+
+fn empty_page() -> Arc<[u8; PAGE as usize]> {
+    Arc::new([0; PAGE as usize])
+}
+
+/// Cuts a range at pages: page number, where in the page, and where in the range.
+fn pieces(offset: u64, len: u64) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
+    let end = offset + len;
+    (offset / PAGE..end.div_ceil(PAGE)).filter(move |_| len > 0).map(move |page| {
+        let from = offset.max(page * PAGE);
+        let to = end.min((page + 1) * PAGE);
+        (page, (from % PAGE) as usize, (from - offset) as usize..(to - offset) as usize)
+    })
+}
