@@ -83,4 +83,11 @@ mod tests {
         assert!(shutdown.is_requested());
         shutdown.requested().await;
     }
+
+    #[tokio::test]
+    async fn a_signal_is_a_request() {
+        let shutdown = Shutdown::on_signals().unwrap();
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
+        shutdown.requested().await;
+    }
 }
