@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 OR MIT
+//
+// Marks every write to the protected disks, when it is issued and again when it completes.
+//
+// User space reads and clears the marks; the byte-for-byte layout of `struct control` and of the marks is
+// described, and checked against this file by a test, in ../ebpf/layout.rs. Built by scripts/build-bpf.
+//
+// A mark belongs to a generation, 0 or 1: `active` says which. User space ends a generation by changing
+// `active` and then waits until nobody is counted in under the old one; from then on its marks are still.
+//
+//     count in under g (full barrier) → is g still active? → mark → count out (full barrier)
+//
+// Counts are per generation and CPU. A program that finds the generation changed counts itself out and starts
+// over, so no mark can reach a generation whose counts were seen at zero after the change.
+//
+// Why each program exists three times: the kernel refuses to run a tracepoint program on a CPU where the same
+// program is already running, for instance when an interrupt completes a request in the midst of it, and only
+// counts the miss. Preemption is off around tracepoints, so at most three contexts nest (task, softirq,
+// hardirq): of three identical programs on one tracepoint, at least one is free. (The loader refuses
+// PREEMPT_RT.) It follows that everything here must be idempotent: the same event is seen up to three times.
+//
+// What cannot be marked exactly sets the disk's `overflow` flag, which means: anything may have been written.
+// Reads, flushes and pass-through commands do not mark; the contents of the latter are unknown to the kernel.
+
+#include "kernel.h"
+
+#define DISKS 64
+#define CPUS 1024
+#define BUCKETS 4096
+#define BUCKET_ENTRIES 16
+#define BIOS 4096     /* of one discard; drivers merge at most a few hundred */
+#define ATTEMPTS 8    /* to count in; each needs another flip in between to fail */
+
+enum event { ISSUED = 0, COMPLETED = 1 };
+
+/* Each group has cache lines of its own: `active` is read by all, the counts are written by all. */
+struct control {
+	__u64 header[16];                                          /* of user space */
+	__u64 active;
+	__u64 unknown;                                             /* writes in flight that `inflight` lacks */
+	__u64 pad[6];
+	struct { __u64 inflight, pad[7]; } generation[2];          /* writes issued under it, not yet complete */
+	struct { __u64 header[4], overflow[2], pad[2]; } disk[DISKS];
+	struct { __u64 inside[2], pad[6]; } cpu[CPUS];             /* programs counted in, per generation */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct control);
+} control SEC(".maps");
+
+/* All marks of all disks; sized by the loader. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} marks SEC(".maps");
+
+struct disk {
+	__u64 plane[2][2]; /* [event][generation]: first word of its bits in `marks` */
+	__u64 summary;     /* from there to its summary, one bit for each word of bits */
+	__u64 granules;
+	__u64 shift;       /* log2 of bytes per granule */
+	__u64 slot;        /* in control.disk */
+};
+
+/* Protected disks by device number, major << 20 | minor. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, DISKS);
+	__type(key, __u32);
+	__type(value, struct disk);
+} disks SEC(".maps");
+
+/*
+ * Writes in flight: address of the request | generation, 0 = free. One request is issued or completed by one
+ * CPU at a time, so its entry has one writer. Not a BPF hash, whose bucket locks refuse an interrupt that
+ * meets them taken, and whose delete could so fail.
+ */
+struct bucket { __u64 entry[BUCKET_ENTRIES]; };
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, BUCKETS);
+	__type(key, __u32);
+	__type(value, struct bucket);
+} inflight SEC(".maps");
+
+/* A run of granules to mark in one plane. */
+struct run {
+	__u64 first, last;
+	__u32 bits, summary;
+	__u32 failed;
+};
+
+/* Adds with a full barrier on every CPU: using the result makes it the fetching, fully ordered instruction. */
+static __always_inline void add_ordered(__u64 *count, __s64 by)
+{
+	__u64 was = __sync_fetch_and_add(count, by);
+	asm volatile("" : : "r"(was));
+}
+
+/* Sets bits in a word of `marks`; false if there is no such word. Most bits are set already: look first. */
+static __always_inline int set_bits(__u32 word, __u64 mask, int *changed)
+{
+	__u64 *bits = bpf_map_lookup_elem(&marks, &word);
+	if (!bits)
+		return 0;
+	*changed = (*(volatile __u64 *)bits & mask) != mask;
+	if (*changed)
+		__sync_fetch_and_or(bits, mask);
+	return 1;
+}
+
+/* Marks the nth word of a run. Returns 1 to stop. */
+static long mark_word(__u32 n, struct run *run)
+{
+	__u64 word = (run->first >> 6) + n, mask = ~0ULL;
+	int changed = 0;
+
+	if (n == 0)
+		mask <<= run->first & 63;
+	if (word == run->last >> 6)
+		mask &= ~0ULL >> (63 - (run->last & 63));
+	if (!set_bits(run->bits + word, mask, &changed) ||
+	    (changed && !set_bits(run->summary + (word >> 6), 1ULL << (word & 63), &changed))) {
+		run->failed = 1;
+		return 1;
+	}
+	return 0;
+}
+
+/* Marks `bytes` bytes from `sector`. False if not all of it could be. */
+static __always_inline int mark_bytes(const struct disk *disk, enum event event, __u32 g, __u64 sector, __u64 bytes)
+{
+	__u64 start = sector << 9, words;
+	__u32 plane = disk->plane[event][g & 1];
+	struct run run = {
+		.first = start >> disk->shift,
+		.last = (start + bytes - 1) >> disk->shift,
+		.bits = plane,
+		.summary = plane + disk->summary,
+	};
+
+	if (bytes == 0)
+		return 1;
+	if (run.last >= disk->granules) /* The disk has grown since it was measured. */
+		return 0;
+	words = (run.last >> 6) - (run.first >> 6) + 1;
+	if (words == 1)
+		mark_word(0, &run);
+	else if (bpf_loop(words, mark_word, &run, 0) != (long)words)
+		return 0;
+	return !run.failed;
+}
+
+/* A walk along the bios of one request: a discard may hold several ranges. */
+struct walk {
+	const struct disk *disk;
+	__u64 bio;
+	__u32 event, g;
+	__u32 failed;
+};
+
+static long mark_bio(__u32 n, struct walk *walk)
+{
+	struct bio *bio = (struct bio *)walk->bio;
+	__u32 bytes;
+	__u64 sector;
+
+	if (!bio)
+		return 1;
+	sector = BPF_CORE_READ(bio, bi_iter.bi_sector);
+	bytes = BPF_CORE_READ(bio, bi_iter.bi_size);
+	if (!mark_bytes(walk->disk, walk->event & 1, walk->g, sector, bytes)) {
+		walk->failed = 1;
+		return 1;
+	}
+	walk->bio = (__u64)BPF_CORE_READ(bio, bi_next);
+	return 0;
+}
+
+/* Marks what a request covers. False if not all of it could be. */
+static __always_inline int mark_request(struct request *rq, const struct disk *disk, enum event event, __u32 g,
+					__u32 bytes)
+{
+	struct walk walk = { .disk = disk, .event = event, .g = g };
+
+	switch (rq->cmd_flags & REQ_OP_MASK) {
+	case REQ_OP_WRITE:
+	case REQ_OP_WRITE_ZEROES:
+		return mark_bytes(disk, event, g, rq->__sector, bytes);
+	case REQ_OP_DISCARD:
+	case REQ_OP_SECURE_ERASE:
+		walk.bio = (__u64)rq->bio;
+		bpf_loop(BIOS, mark_bio, &walk, 0);
+		return !walk.failed && !walk.bio;
+	default: /* Zones and operations yet to be invented: anywhere. */
+		return 0;
+	}
+}
+
+/* Counts in under the active generation. Returns it, or 2 if that failed. */
+static __always_inline __u32 count_in(struct control *c, __u32 cpu)
+{
+	for (int i = 0; i < ATTEMPTS; i++) {
+		__u64 g = *(volatile __u64 *)&c->active & 1, now;
+		add_ordered(&c->cpu[cpu].inside[g], 1);
+		now = *(volatile __u64 *)&c->active & 1;
+		if (now == g) {
+			/*
+			 * Hide from the compiler that both are equal: the marks are then addressed by this
+			 * second load, so no CPU can look at them before it.
+			 */
+			asm volatile("" : "+r"(now));
+			return now & 1;
+		}
+		add_ordered(&c->cpu[cpu].inside[g], -1);
+	}
+	return 2;
+}
+
+static __always_inline struct bucket *bucket_of(__u64 rq)
+{
+	__u32 key = ((rq >> 6) * 0x9e3779b97f4a7c15ULL) >> 52;
+	_Static_assert(BUCKETS == 1 << (64 - 52), "the hash has as many values as there are buckets");
+	return bpf_map_lookup_elem(&inflight, &key);
+}
+
+/* Notes that a write of generation g is in flight. A requeued one moves to the generation of its last issue. */
+static __always_inline void begin(struct control *c, __u64 rq, __u32 g)
+{
+	struct bucket *bucket = bucket_of(rq);
+	int i;
+
+	if (!bucket)
+		goto unknown;
+	for (i = 0; i < BUCKET_ENTRIES; i++) {
+		__u64 was = *(volatile __u64 *)&bucket->entry[i];
+		if ((was & ~1ULL) != rq)
+			continue;
+		if ((was & 1) != g && __sync_val_compare_and_swap(&bucket->entry[i], was, rq | g) == was) {
+			__sync_fetch_and_add(&c->generation[g & 1].inflight, 1);
+			__sync_fetch_and_add(&c->generation[was & 1].inflight, -1);
+		}
+		return;
+	}
+	for (i = 0; i < BUCKET_ENTRIES; i++) {
+		if (*(volatile __u64 *)&bucket->entry[i] == 0 &&
+		    __sync_val_compare_and_swap(&bucket->entry[i], 0, rq | g) == 0) {
+			__sync_fetch_and_add(&c->generation[g & 1].inflight, 1);
+			return;
+		}
+	}
+unknown:
+	__sync_fetch_and_add(&c->unknown, 1);
+}
+
+/* Notes that a write is no longer in flight. Only who frees the entry lowers the count. */
+static __always_inline void end(struct control *c, __u64 rq)
+{
+	struct bucket *bucket = bucket_of(rq);
+
+	if (!bucket)
+		return;
+	for (int i = 0; i < BUCKET_ENTRIES; i++) {
+		__u64 was = *(volatile __u64 *)&bucket->entry[i];
+		if ((was & ~1ULL) != rq)
+			continue;
+		if (__sync_val_compare_and_swap(&bucket->entry[i], was, 0) == was)
+			__sync_fetch_and_add(&c->generation[was & 1].inflight, -1);
+		return;
+	}
+}
+
+/* The protected disk that a request is for, or null. */
+static __always_inline const struct disk *disk_of(struct request *rq)
+{
+	struct request_queue *q = rq->q;
+	struct gendisk *disk;
+	__u32 dev;
+
+	/* Vendor kernels have bpf_loop, which needs 5.17, above a block layer from before 5.15. */
+	if (bpf_core_field_exists(q->disk))
+		disk = q->disk;
+	else
+		disk = ((struct request___before_5_15 *)rq)->rq_disk;
+	dev = (__u32)disk->major << 20 | (__u32)disk->first_minor;
+	return bpf_map_lookup_elem(&disks, &dev);
+}
+
+static __always_inline int observe(__u64 *args, enum event event)
+{
+	struct request *rq = (struct request *)args[0];
+	__u32 bytes = event == ISSUED ? rq->__data_len : args[2];
+	__u32 zero = 0, cpu = bpf_get_smp_processor_id(), g, slot;
+	__u64 address;
+	const struct disk *disk;
+	struct control *c;
+
+	switch (rq->cmd_flags & REQ_OP_MASK) {
+	case REQ_OP_READ:
+	case REQ_OP_FLUSH:
+	case REQ_OP_DRV_IN:
+	case REQ_OP_DRV_OUT:
+		return 0;
+	}
+	disk = disk_of(rq);
+	c = bpf_map_lookup_elem(&control, &zero);
+	if (!disk || !c)
+		return 0;
+	slot = disk->slot & (DISKS - 1);
+	g = cpu < CPUS ? count_in(c, cpu) : 2;
+	if (g > 1) { /* Not counted in, so both generations must hear of it. */
+		__sync_fetch_and_add(&c->unknown, 1);
+		*(volatile __u64 *)&c->disk[slot].overflow[0] = 1;
+		*(volatile __u64 *)&c->disk[slot].overflow[1] = 1;
+		return 0;
+	}
+	if (!mark_request(rq, disk, event, g, bytes))
+		*(volatile __u64 *)&c->disk[slot].overflow[g] = 1;
+	/* The verifier allows no arithmetic on pointers it knows; the same bytes read by a helper are a number. */
+	bpf_probe_read_kernel(&address, sizeof(address), args);
+	if (event == ISSUED)
+		begin(c, address, g);
+	else if (bytes >= rq->__data_len)
+		end(c, address);
+	add_ordered(&c->cpu[cpu & (CPUS - 1)].inside[g], -1);
+	return 0;
+}
+
+/* Arguments: (struct request *rq) and (struct request *rq, blk_status_t error, unsigned int bytes). */
+#define PROGRAMS(copy)                                                                                       \
+	SEC("tp_btf/block_rq_issue") int issue_##copy(__u64 *args) { return observe(args, ISSUED); }          \
+	SEC("tp_btf/block_rq_complete") int complete_##copy(__u64 *args) { return observe(args, COMPLETED); }
+
+PROGRAMS(a)
+PROGRAMS(b)
+PROGRAMS(c)
+
+/* The kernel lets only GPL-compatible programs use tracing helpers. */
+char _license[] SEC("license") = "Dual MIT/GPL";

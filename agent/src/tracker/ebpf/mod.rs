@@ -1,0 +1,288 @@
+//! The `ebpf` tracker: the kernel marks each write as it is issued and as it completes.
+//!
+//! `../bpf/tracker.bpf.c` explains how a mark finds its generation. Maps and programs are pinned, so tracking
+//! goes on while the agent is not running; whether it did without a gap is proven when they are opened again.
+//! Writes that reach a disk past its request queue (pass-through commands) are not seen.
+
+mod continuity;
+mod control;
+mod layout;
+mod pins;
+mod programs;
+mod set;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::{Ordering::*, fence},
+    thread,
+    time::{Duration, Instant},
+};
+
+use engine::{
+    dirty_map::DirtyMap,
+    extent_set::ExtentSet,
+    units::{Block, DiskIndex, StreamId},
+};
+
+use self::{
+    control::Purpose,
+    layout::{DISKS, Event},
+    pins::Pins,
+    set::Set,
+};
+use super::{Continuity, DiskMaps, LostReason, Tracker, TrackerError, Words, block_device::BlockDevice};
+
+/// How long a flip waits for programs that are in the midst of a mark. They take microseconds, unless the
+/// hypervisor takes the CPU away from one.
+const STILL_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long a flip waits for writes of the generation before.
+const DRAINED_WITHIN: Duration = Duration::from_secs(2);
+
+/// Marks of writes to whole disks, set by the kernel.
+#[derive(Debug)]
+pub struct EbpfTracker {
+    set: Set,
+    disks: Vec<Disk>,
+    active: usize,
+    cpus: usize,
+    _pins: Pins,
+}
+
+#[derive(Debug)]
+struct Disk {
+    device: BlockDevice,
+    maps: DiskMaps,
+    issued: [DirtyMap<Words>; 2],
+    /// Marks of the generation that the last flip ended are still to be taken.
+    untaken: bool,
+}
+
+impl EbpfTracker {
+    /// Starts tracking `disks`, or continues what a process before this one started under the same `name`. Says for
+    /// each disk whether every write since was marked; where not, the whole disk is now marked dirty.
+    pub fn open(
+        name: &str,
+        stream: StreamId,
+        disks: &[PathBuf],
+    ) -> Result<(Self, Vec<Continuity>), TrackerError> {
+        programs::check_machine()?;
+        let cpus = programs::possible_cpus()?;
+        let devices = disks.iter().map(|path| whole_disk(path)).collect::<Result<Vec<_>, _>>()?;
+        let ids: BTreeSet<_> = devices.iter().map(|device| device.id).collect();
+        if ids.len() < devices.len() {
+            return Err(TrackerError::TooMuch { reason: "one of them is listed twice".into() });
+        }
+        if devices.len() > DISKS {
+            let reason =
+                format!("{} disks are more than the {DISKS} that one tracker follows", devices.len());
+            return Err(TrackerError::TooMuch { reason });
+        }
+        let pins = Pins::open(name)?;
+        let purpose = Purpose { boot: boot_id()?, stream: stream.0.as_u128() };
+        let old = continuity::find(&pins.sets(), purpose)?;
+        let verdicts = continuity::judge(&old, &devices);
+        let set = continue_or_build(&pins, old, purpose, &devices, &verdicts)?;
+        remove_others(&pins, &set.dir)?;
+
+        let verdict = |(disk, verdict): (usize, &Result<usize, LostReason>)| match *verdict {
+            Ok(_) => Continuity::Proven,
+            Err(reason) => Continuity::Lost { disk: DiskIndex(disk as u16), reason },
+        };
+        let continuity = verdicts.iter().enumerate().map(verdict).collect();
+        let disk = |(index, device)| Disk {
+            device,
+            maps: set.maps(index),
+            issued: [0, 1].map(|generation| set.plane(index, Event::Issued, generation)),
+            untaken: true,
+        };
+        let disks: Vec<Disk> = devices.into_iter().enumerate().map(disk).collect();
+        let mut tracker = Self { active: set.control.active(), set, disks, cpus, _pins: pins };
+        // The process before may have died between a flip and taking what it ended.
+        for disk in 0..tracker.disks.len() {
+            tracker.take(DiskIndex(disk as u16), 0)?;
+        }
+        Ok((tracker, continuity))
+    }
+
+    /// Stops the tracking that was started under `name` and forgets its marks.
+    pub fn forget(name: &str) -> Result<(), TrackerError> {
+        Pins::open(name)?.remove()
+    }
+
+    /// The generation that the last flip ended.
+    fn ended(&self) -> usize {
+        1 - self.active
+    }
+
+    fn wait_still(&self, generation: usize) -> Result<(), TrackerError> {
+        match wait_until(STILL_WITHIN, || self.set.control.is_still(generation, 0..self.cpus)) {
+            true => Ok(()),
+            false => Err(TrackerError::NotStill { after_ms: STILL_WITHIN.as_millis() }),
+        }
+    }
+
+    fn disk(&self, disk: DiskIndex) -> &Disk {
+        &self.disks[usize::from(disk.0)]
+    }
+}
+
+impl Tracker for EbpfTracker {
+    fn flip(&mut self) -> Result<(), TrackerError> {
+        if let Some(disk) = self.disks.iter().position(|disk| disk.untaken) {
+            return Err(TrackerError::NotTaken(DiskIndex(disk as u16)));
+        }
+        let control = &self.set.control;
+        let (ending, next) = (self.active, self.ended());
+        // Its count of writes in flight must start from nothing, or two epochs would mix in it.
+        if !wait_until(DRAINED_WITHIN, || control.inflight(next) == 0) {
+            let after_ms = DRAINED_WITHIN.as_millis();
+            return Err(TrackerError::StillInFlight { writes: control.inflight(next), after_ms });
+        }
+        control.activate(next);
+        self.active = next;
+        self.disks.iter_mut().for_each(|disk| disk.untaken = true);
+        self.wait_still(ending)
+    }
+
+    /// While writes may be in flight that the programs could not count (those from before they were attached, and
+    /// more than there is room for), the answer is no until the disks were seen without a write in flight.
+    fn drained(&self) -> Result<bool, TrackerError> {
+        let control = &self.set.control;
+        let unknown = control.unknown().load(Acquire);
+        if unknown > 0 {
+            for disk in &self.disks {
+                if !disk.device.is_quiet()? {
+                    return Ok(false);
+                }
+            }
+            control.unknown().fetch_sub(unknown, AcqRel);
+        }
+        Ok(control.inflight(self.ended()) == 0)
+    }
+
+    fn take(&mut self, disk: DiskIndex, limit: u64) -> Result<Option<ExtentSet>, TrackerError> {
+        if !self.disk(disk).untaken {
+            return Ok(Some(ExtentSet::new()));
+        }
+        let ended = self.ended();
+        self.wait_still(ended)?;
+        let index = usize::from(disk.0);
+        let found = self.set.harvest(index, ended, &self.disks[index].maps.dirty, limit);
+        self.disks[index].untaken = false;
+        Ok(found)
+    }
+
+    fn written_since_flip(&self, disk: DiskIndex, first: Block, blocks: u32) -> bool {
+        // What the caller read before must not be newer than the marks looked at here.
+        fence(SeqCst);
+        let end = Block(first.0 + u64::from(blocks));
+        self.set.control.overflow(usize::from(disk.0), self.active).load(Acquire) != 0
+            || self.disk(disk).issued[self.active].any(first, end)
+    }
+
+    fn maps(&self, disk: DiskIndex) -> &DiskMaps {
+        &self.disk(disk).maps
+    }
+}
+
+/// Takes over `old` as it is if it fits, else builds a set beside it and brings the marks of its disks over.
+fn continue_or_build(
+    pins: &Pins,
+    old: Result<Set, LostReason>,
+    purpose: Purpose,
+    devices: &[BlockDevice],
+    verdicts: &[Result<usize, LostReason>],
+) -> Result<Set, TrackerError> {
+    let [first, second] = pins.sets();
+    let Ok(old) = old else {
+        pins::remove_set(&first)?;
+        pins::remove_set(&second)?;
+        let set = Set::build(&first, 1, purpose, devices, |_| true)?;
+        set.control.complete();
+        return Ok(set);
+    };
+    let same_disks = verdicts.iter().enumerate().all(|(index, verdict)| *verdict == Ok(index))
+        && old.control.disks().is_some_and(|disks| disks.len() == devices.len());
+    if same_disks && old.control.object() == programs::object_digest() {
+        return Ok(old);
+    }
+    let dir = if old.dir == first { &second } else { &first };
+    pins::remove_set(dir)?;
+    let serial = old.control.serial() + 1;
+    let set = Set::build(dir, serial, purpose, devices, |index| verdicts[index].is_err())?;
+    // No write is missed: one that completes from now on is marked by the new programs at its completion. One that
+    // completed earlier was issued earlier still, and the old programs had marked it before the disk was given it.
+    for (index, verdict) in verdicts.iter().enumerate() {
+        if let Ok(before) = *verdict {
+            merge(&old, before, &set, index);
+        }
+    }
+    set.control.complete();
+    Ok(set)
+}
+
+/// Marks as dirty, or as sent, in the new set what is so in the old one.
+fn merge(old: &Set, before: usize, new: &Set, index: usize) {
+    let (from, to) = (old.maps(before), new.maps(index));
+    to.dirty.merge(&from.dirty);
+    for generation in [0, 1] {
+        to.sent[generation].merge(&from.sent[generation]);
+        to.dirty.merge(&old.plane(before, Event::Issued, generation));
+        to.dirty.merge(&old.plane(before, Event::Completed, generation));
+        if old.control.overflow(before, generation).load(Acquire) != 0 {
+            to.dirty.set_all();
+        }
+    }
+}
+
+fn remove_others(pins: &Pins, keep: &Path) -> Result<(), TrackerError> {
+    pins.sets().iter().filter(|dir| *dir != keep).try_for_each(|dir| pins::remove_set(dir))
+}
+
+fn whole_disk(path: &Path) -> Result<BlockDevice, TrackerError> {
+    let wrong = |reason| Err(TrackerError::WrongDevice { path: path.to_owned(), reason });
+    let Some(device) = BlockDevice::find(path)? else {
+        return wrong("it is no block device: use the scan tracker");
+    };
+    if device.is_partition() {
+        return wrong("it is a partition: name the whole disk");
+    }
+    if !device.makes_requests() {
+        return wrong("it is a stacked device (device mapper, RAID, multipath): name the disks below it");
+    }
+    if device.bytes == 0 {
+        return wrong("its size is 0: attach a medium first");
+    }
+    Ok(device)
+}
+
+fn boot_id() -> Result<u128, TrackerError> {
+    const PATH: &str = "/proc/sys/kernel/random/boot_id";
+    let text = fs::read_to_string(PATH).map_err(TrackerError::io("read", PATH))?;
+    let digits: String = text.trim().split('-').collect();
+    u128::from_str_radix(&digits, 16).map_err(|error| TrackerError::bpf("read the boot id")(error))
+}
+
+/// Waits for `done`, first spinning, since it mostly takes microseconds; false if it does not come in time.
+fn wait_until(limit: Duration, done: impl Fn() -> bool) -> bool {
+    for _ in 0..1000 {
+        if done() {
+            return true;
+        }
+        std::hint::spin_loop();
+    }
+    let start = Instant::now();
+    while !done() {
+        if start.elapsed() > limit {
+            return done();
+        }
+        thread::yield_now();
+    }
+    true
+}

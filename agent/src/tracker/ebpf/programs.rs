@@ -1,0 +1,206 @@
+//! Loading, attaching and pinning the BPF programs and maps, and finding them again.
+//!
+//! Knows files and the kernel's BPF objects; what the maps hold is [`super::set`]'s.
+
+use std::{fs, path::Path, sync::Arc};
+
+use aya::{
+    Btf, BtfError, Ebpf, EbpfLoader,
+    maps::{HashMap, Map, MapData},
+    programs::{
+        BtfTracePoint, ProgramError, ProgramInfo,
+        links::{FdLink, PinnedLink},
+        loaded_programs,
+    },
+};
+use engine::{io::SharedWords, units::Digest};
+
+use super::{
+    super::{TrackerError, block_device::truncated},
+    control::Control,
+    layout,
+};
+
+/// The programs, compiled by `scripts/build-bpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../bpf/tracker.bpf.o");
+
+const TRACEPOINTS: [(&str, &str); 2] = [("issue", "block_rq_issue"), ("complete", "block_rq_complete")];
+const COPIES: [&str; 3] = ["a", "b", "c"];
+const MAPS: [&str; 4] = ["control", "marks", "disks", "inflight"];
+
+/// How the names of pinned links begin.
+pub(super) const LINK_PREFIX: &str = "link_";
+
+/// The two maps that user space shares.
+#[derive(Clone, Debug)]
+pub(super) struct Memory {
+    pub(super) control: Arc<SharedWords>,
+    pub(super) marks: Arc<SharedWords>,
+}
+
+/// Tells one compiled version of the programs from another.
+pub(super) fn object_digest() -> u128 {
+    truncated(Digest::of(OBJECT))
+}
+
+/// Refuses machines on which the programs could miss a write.
+pub(super) fn check_machine() -> Result<(), TrackerError> {
+    let unsupported = |reason: String| Err(TrackerError::Unsupported { reason });
+    let cpus = possible_cpus()?;
+    if cpus > layout::CPUS {
+        return unsupported(format!(
+            "it may have {cpus} CPUs, and at most {} are provided for",
+            layout::CPUS
+        ));
+    }
+    if fs::read_to_string("/sys/kernel/realtime").is_ok_and(|text| text.trim() == "1") {
+        return unsupported(
+            "its kernel is PREEMPT_RT, where a mark can be skipped: use the scan tracker".into(),
+        );
+    }
+    Ok(())
+}
+
+/// How many CPUs there can be: one more than the highest number.
+pub(super) fn possible_cpus() -> Result<usize, TrackerError> {
+    const PATH: &str = "/sys/devices/system/cpu/possible";
+    let text = fs::read_to_string(PATH).map_err(TrackerError::io("read", PATH))?;
+    let highest = text.trim().rsplit([',', '-']).next().and_then(|last| last.parse::<usize>().ok());
+    highest.map(|highest| highest + 1).ok_or_else(|| TrackerError::Unsupported {
+        reason: format!("{PATH} says `{}`, which is no list of CPUs", text.trim()),
+    })
+}
+
+/// Programs loaded into the kernel, with their maps, not yet attached.
+pub(super) struct Loaded {
+    ebpf: Ebpf,
+    pub(super) memory: Memory,
+}
+
+impl Loaded {
+    /// Loads the programs with `words` words of marks.
+    pub(super) fn new(words: usize) -> Result<Self, TrackerError> {
+        let entries = u32::try_from(words).map_err(|_| TrackerError::TooMuch {
+            reason: format!(
+                "their maps would need {words} words, more than one BPF array holds: track fewer disks"
+            ),
+        })?;
+        let ebpf = EbpfLoader::new()
+            .map_max_entries("marks", entries)
+            .load(OBJECT)
+            .map_err(TrackerError::bpf("load the maps"))?;
+        let array = |name: &str| match ebpf.map(name) {
+            Some(Map::Array(data)) => Ok(data),
+            _ => Err(missing(name)),
+        };
+        let control = map_words(array("control")?, layout::control::WORDS)?;
+        let marks = map_words(array("marks")?, words)?;
+        let memory = Memory { control, marks };
+        Ok(Self { ebpf, memory })
+    }
+
+    /// Tells the programs of a disk: device number as the kernel writes it, description as in the layout.
+    pub(super) fn add_disk(&mut self, dev: u32, description: [u64; 8]) -> Result<(), TrackerError> {
+        let map = self.ebpf.map_mut("disks").ok_or_else(|| missing("disks"))?;
+        let mut disks =
+            HashMap::<_, u32, [u64; 8]>::try_from(map).map_err(TrackerError::bpf("open the disk list"))?;
+        disks.insert(dev, description, 0).map_err(TrackerError::bpf("fill the disk list"))
+    }
+
+    /// Pins the maps in `dir`, attaches the programs and pins their links. From its return on every write is
+    /// marked, whatever becomes of this process.
+    pub(super) fn attach(mut self, dir: &Path) -> Result<(), TrackerError> {
+        for (name, map) in self.ebpf.maps() {
+            map.pin(dir.join(name)).map_err(TrackerError::bpf("pin a map"))?;
+        }
+        let btf = Btf::from_sys_fs().map_err(no_btf)?;
+        for (copy, (event, tracepoint)) in every_program() {
+            let name = format!("{event}_{copy}");
+            let program = self.ebpf.program_mut(&name).ok_or_else(|| missing(&name))?;
+            let program: &mut BtfTracePoint =
+                program.try_into().map_err(TrackerError::bpf("use a program"))?;
+            program.load(tracepoint, &btf).map_err(explain_load)?;
+            let link = program.attach().map_err(TrackerError::bpf("attach a program"))?;
+            let link: FdLink = program.take_link(link).map_err(TrackerError::bpf("keep a link"))?.into();
+            link.pin(dir.join(format!("{LINK_PREFIX}{name}"))).map_err(TrackerError::bpf("pin a link"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Maps the memory of a pinned set; `words` says from its control array how large its marks are.
+pub(super) fn open_pinned(
+    dir: &Path,
+    words: impl FnOnce(Control) -> Option<usize>,
+) -> Result<Option<Memory>, TrackerError> {
+    let open = |name: &str| MapData::from_pin(dir.join(name)).map_err(TrackerError::bpf("open a pinned map"));
+    let info = |map: &MapData| map.info().map_err(TrackerError::bpf("inspect a pinned map"));
+    let (control, marks) = (open("control")?, open("marks")?);
+    if info(&control)?.value_size() as usize != layout::control::WORDS * 8 {
+        return Ok(None);
+    }
+    let control = map_words(&control, layout::control::WORDS)?;
+    let Some(words) = words(Control::new(control.clone())) else { return Ok(None) };
+    if info(&marks)?.max_entries() as usize != words {
+        return Ok(None);
+    }
+    Ok(Some(Memory { control, marks: map_words(&marks, words)? }))
+}
+
+/// Whether all programs pinned in `dir` are attached, and mark into the maps pinned there.
+pub(super) fn all_attached(dir: &Path) -> Result<bool, TrackerError> {
+    let map_id = |name: &&str| -> Result<u32, TrackerError> {
+        let map = MapData::from_pin(dir.join(name)).map_err(TrackerError::bpf("open a pinned map"))?;
+        Ok(map.info().map_err(TrackerError::bpf("inspect a pinned map"))?.id())
+    };
+    let maps = MAPS.iter().map(map_id).collect::<Result<Vec<_>, _>>()?;
+    let loaded: Vec<ProgramInfo> = loaded_programs().filter_map(Result::ok).collect();
+    for (copy, (event, _)) in every_program() {
+        let name = format!("{event}_{copy}");
+        let Ok(link) = PinnedLink::from_pin(dir.join(format!("{LINK_PREFIX}{name}"))) else {
+            return Ok(false);
+        };
+        let link = FdLink::from(link).info().map_err(TrackerError::bpf("inspect a link"))?;
+        let Some(program) = loaded.iter().find(|program| program.id() == link.program_id()) else {
+            return Ok(false);
+        };
+        let used = program.map_ids().map_err(TrackerError::bpf("inspect a program"))?.unwrap_or_default();
+        if program.name_as_str() != Some(&name) || !maps.iter().all(|map| used.contains(map)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn every_program() -> impl Iterator<Item = (&'static str, (&'static str, &'static str))> {
+    COPIES.into_iter().flat_map(|copy| TRACEPOINTS.into_iter().map(move |tracepoint| (copy, tracepoint)))
+}
+
+fn map_words(map: &MapData, words: usize) -> Result<Arc<SharedWords>, TrackerError> {
+    SharedWords::map(map.fd(), 0, words).map(Arc::new).map_err(TrackerError::bpf("map the memory"))
+}
+
+fn missing(name: &str) -> TrackerError {
+    TrackerError::Unsupported {
+        reason: format!("its BPF object has no `{name}`: rebuild it with scripts/build-bpf"),
+    }
+}
+
+fn no_btf(error: BtfError) -> TrackerError {
+    TrackerError::Unsupported {
+        reason: format!("its kernel does not describe its types ({error}); it needs CONFIG_DEBUG_INFO_BTF"),
+    }
+}
+
+/// Says which kernel is needed when the verifier does not know the loop helper.
+fn explain_load(error: ProgramError) -> TrackerError {
+    match &error {
+        ProgramError::LoadError { verifier_log, .. } if verifier_log.to_string().contains("#181") => {
+            TrackerError::Unsupported {
+                reason: "its kernel has no bpf_loop: it needs Linux 5.17 or later; use the scan tracker"
+                    .into(),
+            }
+        }
+        _ => TrackerError::bpf("load the programs")(error),
+    }
+}
