@@ -1,0 +1,367 @@
+//! The converging barrier: one instant T of all disks in memory and in frames, while they are written.
+//!
+//! A *round* flips the generation (that is T), takes what the ended one had marked, waits until no write issued
+//! before T is in flight, and reads every block that the target lacks. Right after each read it asks whether a
+//! write to the block was issued since T: if not, the block is *settled*. When all are settled the point exists.
+//! A conflict spoils T but not the work: after the next flip only what was marked meanwhile is read again, so
+//! windows shrink and a few rounds converge. If they do not, the last resort is a round while writers are frozen.
+//!
+//! Three rules make it exact; the argument stands in docs/barrier.md:
+//! 1. No flip before every write issued before the last flip has completed.
+//! 2. No read for a point before every write issued before T has completed.
+//! 3. Marks taken after a block was read and before it left the dirty map put it back among those to be read.
+
+use std::time::{Duration, Instant};
+
+use engine::{
+    extent::Extent,
+    extent_set::ExtentSet,
+    limits,
+    point::Method,
+    units::{BLOCK_BYTES, Block, DiskIndex},
+};
+use jiff::Timestamp;
+
+use super::{
+    CaptureError, Freezer, Source,
+    buffer::Buffer,
+    heat::{HOT, Heat},
+    precopy::{READ_BLOCKS, granule_blocks, read_error, read_op},
+};
+use crate::tracker::Kind;
+
+/// Reading a residual should not take longer than this: a larger one is sent ahead as pre-copy.
+const WINDOW: Duration = Duration::from_millis(50);
+
+/// Bytes of a residual, however fast the disks are.
+const RESIDUAL_BYTES: u64 = 16 << 20;
+
+/// How long a round waits for writes in flight, before the flip and after it.
+const DRAIN: Duration = Duration::from_millis(100);
+
+/// How often and how long to try before writers are frozen or the point is given up.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    tries: u32,
+    /// Time spent in rounds; the pre-copy between them does not count.
+    budget: Duration,
+    method: Method,
+    may_freeze: bool,
+}
+
+impl Rules {
+    /// What suits a kind of tracker.
+    #[must_use]
+    pub fn of(kind: Kind) -> Self {
+        match kind {
+            Kind::Ebpf => {
+                Self { tries: 40, budget: Duration::from_secs(2), method: Method::Barrier, may_freeze: true }
+            }
+            // A flip takes a comparison of the whole disk; a busy disk will not be quiet the third time either.
+            Kind::Scan => Self { tries: 2, budget: Duration::MAX, method: Method::Quiet, may_freeze: false },
+        }
+    }
+}
+
+/// What capturing has taught about the disks. Kept between points.
+#[derive(Debug, Default)]
+pub struct Learned {
+    heat: Heat,
+    pace: Pace,
+}
+
+/// How fast residuals are read, in bytes per second.
+#[derive(Debug)]
+struct Pace(f64);
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self(100e6)
+    }
+}
+
+impl Pace {
+    fn note(&mut self, bytes: u64, took: Duration) {
+        // Less is latency, not pace.
+        if bytes >= 64 << 10 && !took.is_zero() {
+            self.0 = (self.0 + bytes as f64 / took.as_secs_f64()) / 2.0;
+        }
+    }
+
+    fn bytes_within(&self, time: Duration) -> u64 {
+        (self.0 * time.as_secs_f64()) as u64
+    }
+}
+
+/// How a round ended.
+#[derive(Debug)]
+pub enum Round {
+    /// The point exists.
+    Settled(Captured),
+    /// A block was written in the window, or writes were in flight for too long: try again.
+    Conflict,
+    /// More is dirty than fits a window: send it as pre-copy first. The buffer was dropped; its blocks are dirty.
+    TooMuch,
+}
+
+/// All disks at one instant, as far as the target lacks them.
+#[derive(Debug)]
+pub struct Captured {
+    /// T, for people.
+    pub taken_at: Timestamp,
+    /// T, for measuring.
+    pub instant: Instant,
+    /// From T until the last block had been read.
+    pub window: Duration,
+    /// Rounds it took.
+    pub tries: u32,
+    /// How the instant was held.
+    pub method: Method,
+    /// How long writers were frozen.
+    pub frozen: Duration,
+    /// Bytes that the target lacked at T.
+    pub residual_bytes: u64,
+    /// Their contents.
+    pub buffer: Buffer,
+}
+
+/// What one round may take.
+struct Bounds {
+    bytes: u64,
+    drain: Duration,
+}
+
+/// The attempt to make one point.
+#[derive(Debug)]
+pub struct Barrier {
+    rules: Rules,
+    /// Per disk, the dirty blocks that are not in `buffer`; `None` until the dirty maps were looked at.
+    /// Invariant after a round: dirty = `pending` ∪ `buffer`, without overlap.
+    pending: Option<Vec<ExtentSet>>,
+    buffer: Buffer,
+    tries: u32,
+    spent: Duration,
+}
+
+impl Barrier {
+    /// Begins with nothing.
+    #[must_use]
+    pub fn new(rules: Rules) -> Self {
+        Self { rules, pending: None, buffer: Buffer::default(), tries: 0, spent: Duration::ZERO }
+    }
+
+    /// Rounds so far.
+    #[must_use]
+    pub fn tries(&self) -> u32 {
+        self.tries
+    }
+
+    /// Whether another round of [`Self::round`] is within the bounds.
+    #[must_use]
+    pub fn may_try(&self) -> bool {
+        self.tries < self.rules.tries && self.spent < self.rules.budget
+    }
+
+    /// Whether [`Self::frozen_round`] is allowed at all.
+    #[must_use]
+    pub fn may_freeze(&self) -> bool {
+        self.rules.may_freeze
+    }
+
+    /// Drops what was captured; it is still dirty. The tries stay counted.
+    pub fn start_over(&mut self) {
+        self.pending = None;
+        self.buffer.clear();
+    }
+
+    /// One round. No content read earlier may be waiting for its frame (rule 3).
+    ///
+    /// # Errors
+    /// If tracker or disks fail; then it has started over.
+    pub fn round(&mut self, source: &mut Source, learned: &mut Learned) -> Result<Round, CaptureError> {
+        let bytes = learned.pace.bytes_within(WINDOW).min(RESIDUAL_BYTES);
+        self.bounded_round(source, learned, &Bounds { bytes, drain: DRAIN })
+    }
+
+    /// The last resort: a round while the file systems are frozen. What the sync before it wrote, and whatever
+    /// else can be, is captured by an ordinary round first, so that little is left for the freeze.
+    ///
+    /// # Errors
+    /// As [`Self::round`], and if freezing is refused or did not hold.
+    pub fn frozen_round(
+        &mut self,
+        source: &mut Source,
+        learned: &mut Learned,
+        freezer: &mut dyn Freezer,
+    ) -> Result<Round, CaptureError> {
+        freezer.sync()?;
+        match self.round(source, learned)? {
+            Round::Conflict => (),
+            settled_or_too_much => return Ok(settled_or_too_much),
+        }
+        let began = source.clock.now();
+        let guard = freezer.freeze()?;
+        // From here to `thaw`: memory and reads only. No log, no file, no allocation that would need a disk.
+        let left = limits::FREEZE.saturating_sub(source.clock.now().duration_since(began)) / 2;
+        let bounds = Bounds { bytes: learned.pace.bytes_within(left), drain: left };
+        let outcome = self.bounded_round(source, learned, &bounds);
+        let thawed = guard.thaw();
+        let frozen = source.clock.now().duration_since(began);
+        if let Err(error) = thawed {
+            self.start_over();
+            return Err(error.into());
+        }
+        Ok(match outcome? {
+            Round::Settled(captured) => {
+                Round::Settled(Captured { method: Method::Frozen, frozen, ..captured })
+            }
+            other => other,
+        })
+    }
+
+    fn bounded_round(
+        &mut self,
+        source: &mut Source,
+        learned: &mut Learned,
+        bounds: &Bounds,
+    ) -> Result<Round, CaptureError> {
+        let began = source.clock.now();
+        let outcome = self.try_once(source, learned, bounds);
+        self.spent += source.clock.now().duration_since(began);
+        if matches!(outcome, Err(_) | Ok(Round::TooMuch)) {
+            self.start_over();
+        }
+        outcome
+    }
+
+    fn try_once(
+        &mut self,
+        source: &mut Source,
+        learned: &mut Learned,
+        bounds: &Bounds,
+    ) -> Result<Round, CaptureError> {
+        let Some(mut pending) =
+            self.pending.take().map_or_else(|| gather(source, bounds.bytes), |p| Ok(Some(p)))?
+        else {
+            return Ok(Round::TooMuch);
+        };
+        self.tries += 1;
+        // Rule 1.
+        if !source.drain(bounds.drain)? {
+            self.pending = Some(pending);
+            return Ok(Round::Conflict);
+        }
+        let (taken_at, instant) = (source.clock.wall(), source.clock.now());
+        source.tracker.flip()?;
+
+        let mut marked = Vec::with_capacity(pending.len());
+        for (disk, pending) in source.indices().zip(&mut pending) {
+            let Some(of_disk) = source.tracker.take(disk, bounds.bytes / BLOCK_BYTES)? else {
+                return Ok(Round::TooMuch);
+            };
+            // Rule 3.
+            self.buffer.remove(disk, &of_disk);
+            pending.union(&of_disk);
+            marked.push(of_disk);
+        }
+        let wanted: u64 = pending.iter().map(ExtentSet::bytes).sum();
+        if wanted > bounds.bytes || wanted + self.buffer.bytes() as u64 > limits::CAPTURE_BYTES as u64 {
+            return Ok(Round::TooMuch);
+        }
+        // Rule 2.
+        if source.drain(bounds.drain)? {
+            let reading = source.clock.now();
+            pending = self.read(source, &learned.heat, &pending)?;
+            learned.pace.note(wanted, source.clock.now().duration_since(reading));
+        }
+        let window = source.clock.now().duration_since(instant);
+        source.indices().zip(&marked).for_each(|(disk, marked)| learned.heat.note(disk, marked));
+
+        if pending.iter().any(|pending| !pending.is_empty()) {
+            self.pending = Some(pending);
+            return Ok(Round::Conflict);
+        }
+        let buffer = std::mem::take(&mut self.buffer);
+        Ok(Round::Settled(Captured {
+            taken_at,
+            instant,
+            window,
+            tries: self.tries,
+            method: self.rules.method,
+            frozen: Duration::ZERO,
+            residual_bytes: wanted,
+            buffer,
+        }))
+    }
+
+    /// Reads `pending` into the buffer; returns what did not settle.
+    fn read(
+        &mut self,
+        source: &mut Source,
+        heat: &Heat,
+        pending: &[ExtentSet],
+    ) -> Result<Vec<ExtentSet>, CaptureError> {
+        let mut conflicts = vec![ExtentSet::new(); pending.len()];
+        let mut failed = None;
+        let granules: Vec<usize> = source.indices().map(|disk| granule_blocks(source, disk)).collect();
+        for (disk, pieces) in in_order(pending, heat, &granules) {
+            let index = usize::from(disk.0);
+            let (granule, device) = (granules[index], source.disks[index].clone());
+            let tracker = &mut source.tracker;
+            let mut ops = pieces.iter().map(|piece| read_op(*piece, device.size(), 0));
+            device.run(&mut ops, &mut |op, outcome| {
+                if let Err(error) = outcome {
+                    failed.get_or_insert(read_error(device.name(), op.offset, error));
+                    return;
+                }
+                let mut first = Block::containing(op.offset);
+                for bytes in op.buf.chunks(granule * BLOCK_BYTES as usize) {
+                    let end = Block(first.0 + granule as u64);
+                    // After the read, and only then, does "no" mean that the read saw the block as it was at T.
+                    if tracker.written_since_flip(disk, first, granule as u32) {
+                        conflicts[index].insert(first, end);
+                    } else {
+                        tracker.note_read(disk, first, bytes);
+                        self.buffer.insert(disk, first, bytes);
+                    }
+                    first = end;
+                }
+            });
+        }
+        failed.map_or(Ok(conflicts), Err)
+    }
+}
+
+/// Everything dirty, if it is at most `bytes`.
+fn gather(source: &mut Source, bytes: u64) -> Result<Option<Vec<ExtentSet>>, CaptureError> {
+    let mut pending = Vec::with_capacity(source.disks.len());
+    let mut left = bytes / BLOCK_BYTES;
+    for disk in source.indices() {
+        // A flip that failed may have left marks to take.
+        source.tracker.take(disk, 0)?;
+        let dirty = source.tracker.maps(disk).dirty.collect(Block(0), left + 1);
+        let Some(rest) = left.checked_sub(dirty.blocks()) else { return Ok(None) };
+        left = rest;
+        pending.push(dirty);
+    }
+    Ok(Some(pending))
+}
+
+/// What to read, in order: the hot granules of each disk one by one, hottest first, since a block is safe from
+/// conflict the sooner it is read; then the rest in runs.
+fn in_order(pending: &[ExtentSet], heat: &Heat, granules: &[usize]) -> Vec<(DiskIndex, Vec<Extent>)> {
+    let (mut hot, mut rest) = (Vec::new(), Vec::new());
+    for ((disk, pending), granule) in (0..).map(DiskIndex).zip(pending).zip(granules) {
+        let (mut of_disk, mut cool) = (Vec::new(), ExtentSet::new());
+        for piece in pending.extents().flat_map(|run| run.pieces(*granule as u32)) {
+            match heat.of(disk, piece.start) {
+                marks if marks >= HOT => of_disk.push((marks, piece)),
+                _ => cool.insert_extent(piece),
+            }
+        }
+        of_disk.sort_by_key(|(marks, _)| std::cmp::Reverse(*marks));
+        hot.push((disk, of_disk.into_iter().map(|(_, piece)| piece).collect()));
+        rest.push((disk, cool.extents().flat_map(|run| run.pieces(READ_BLOCKS)).collect()));
+    }
+    hot.into_iter().chain(rest).filter(|(_, pieces): &(_, Vec<_>)| !pieces.is_empty()).collect()
+}

@@ -1,0 +1,128 @@
+//! Packing contents into frame bodies (compression and hashing: most of the agent's CPU time), in order.
+//!
+//! A pool of threads in the service, inline in simulations. What has been submitted and not collected is memory;
+//! bounding it is the caller's business.
+
+use std::{
+    collections::VecDeque,
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    thread,
+};
+
+use crossbeam_channel::Sender;
+use engine::frame::Packed;
+
+use super::contents::FrameContent;
+
+/// Turns contents into bodies, first in, first out.
+pub trait Packer: Send {
+    /// Begins with one.
+    fn submit(&mut self, content: FrameContent);
+
+    /// The body of the oldest one submitted; `None` if there is none. May block.
+    fn collect(&mut self) -> Option<Packed>;
+}
+
+fn pack(content: &FrameContent, level: i32) -> Packed {
+    Packed::data(content.disk, &content.bytes, content.extents, level)
+}
+
+/// Packs while submitting: for simulations, where everything happens in one thread.
+#[derive(Debug)]
+pub struct Inline {
+    level: i32,
+    packed: VecDeque<Packed>,
+}
+
+impl Inline {
+    /// zstd `level`; 0 stores.
+    #[must_use]
+    pub fn new(level: i32) -> Self {
+        Self { level, packed: VecDeque::new() }
+    }
+}
+
+impl Packer for Inline {
+    fn submit(&mut self, content: FrameContent) {
+        self.packed.push_back(pack(&content, self.level));
+    }
+
+    fn collect(&mut self) -> Option<Packed> {
+        self.packed.pop_front()
+    }
+}
+
+/// A few threads, which end when the pool is dropped.
+#[derive(Debug)]
+pub struct Pool {
+    jobs: Sender<(FrameContent, SyncSender<Packed>)>,
+    results: VecDeque<Receiver<Packed>>,
+}
+
+impl Pool {
+    /// `threads` threads that pack with zstd `level`.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub fn start(threads: usize, level: i32) -> std::io::Result<Self> {
+        let (jobs, queue) = crossbeam_channel::unbounded::<(FrameContent, SyncSender<Packed>)>();
+        for number in 0..threads.max(1) {
+            let queue = queue.clone();
+            thread::Builder::new().name(format!("pack-{number}")).spawn(move || {
+                // A result nobody waits for any more is no error: the pool was dropped.
+                queue.iter().for_each(|(content, result)| drop(result.send(pack(&content, level))));
+            })?;
+        }
+        Ok(Self { jobs, results: VecDeque::new() })
+    }
+}
+
+impl Packer for Pool {
+    #[expect(
+        clippy::expect_used,
+        reason = "the threads end only after `jobs` is dropped, and packing does not panic"
+    )]
+    fn submit(&mut self, content: FrameContent) {
+        let (result, receiver) = sync_channel(1);
+        self.jobs.send((content, result)).expect("a packing thread is there");
+        self.results.push_back(receiver);
+    }
+
+    #[expect(clippy::expect_used, reason = "packing does not panic, so every job has a result")]
+    fn collect(&mut self) -> Option<Packed> {
+        self.results.pop_front().map(|result| result.recv().expect("every job is packed"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::{
+        frame::{Opened, Position},
+        units::{Block, DiskIndex, StreamId},
+    };
+
+    use super::*;
+    use crate::capture::contents::Contents;
+
+    #[test]
+    fn a_pool_gives_results_in_order() {
+        let mut pool = Pool::start(3, 1).unwrap();
+        for number in 1..=40u64 {
+            // Of very different cost, so that later ones are ready before earlier ones.
+            let blocks = if number % 7 == 0 { 256 } else { 1 };
+            let mut made = Vec::new();
+            let mut contents = Contents::new(DiskIndex(0), 1);
+            contents.add(Block(number), &vec![number as u8; blocks * 4096], &mut made);
+            contents.finish(&mut made);
+            pool.submit(made.remove(0));
+        }
+        let mut at = Position::START;
+        for number in 1..=40u64 {
+            let frame = pool.collect().unwrap().seal(StreamId::random(), &at);
+            let Opened::Data(content) = frame.open(at.chain).unwrap() else { panic!("data was packed") };
+            assert_eq!(content.extents().next().unwrap().0.start, Block(number));
+            at = Position::after(frame.header());
+        }
+        assert!(pool.collect().is_none());
+    }
+}

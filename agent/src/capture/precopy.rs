@@ -1,0 +1,110 @@
+//! Pre-copy: reads what is dirty while it may be written, a batch at a time, in disk order.
+//!
+//! What it reads may be of no one instant and even torn: such a block was marked again, or will be when the write
+//! completes, so that a later round or the barrier reads it anew. Its order is a cursor over all disks; it reads
+//! each block at most once in a pass, however hot.
+//!
+//! Between a batch's reading and its sealing no marks may be taken (see docs/barrier.md, rule 3).
+
+use std::io;
+
+use engine::{
+    extent::Extent,
+    io::{AlignedBuf, Op},
+    limits,
+    units::{BLOCK_BYTES, Block, DiskIndex},
+};
+
+use super::{
+    CaptureError, Source,
+    contents::{Contents, FrameContent},
+};
+
+/// Bytes read for one batch; they are in memory as read and again as contents.
+pub const BATCH: u64 = 4 << 20;
+
+/// Blocks of one read.
+pub(super) const READ_BLOCKS: u32 = (limits::IO_BYTES as u64 / BLOCK_BYTES) as u32;
+
+/// Where a pass over the disks stands.
+#[derive(Debug, Default)]
+pub struct Precopy {
+    disk: DiskIndex,
+    next: Block,
+}
+
+/// What one batch gave.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// For the packer, in order.
+    pub contents: Vec<FrameContent>,
+    /// Bytes read, as a measure of progress.
+    pub bytes: u64,
+    /// The first read that failed. Its blocks are in no content and stay dirty; the pass goes on behind them.
+    pub error: Option<CaptureError>,
+}
+
+impl Precopy {
+    /// Reads the next batch of dirty blocks; `None` when the pass is over, and the next call begins a new one.
+    /// A new pass must not begin while contents of the last are unsealed: they are still dirty.
+    pub fn batch(&mut self, source: &mut Source) -> Option<Batch> {
+        while usize::from(self.disk.0) < source.disks.len() {
+            let dirty = &source.tracker.maps(self.disk).dirty;
+            let found = dirty.collect(self.next, BATCH / BLOCK_BYTES);
+            let Some(last) = found.extents().last() else {
+                *self = Self { disk: DiskIndex(self.disk.0 + 1), next: Block(0) };
+                continue;
+            };
+            self.next = last.end();
+            let pieces: Vec<Extent> = found.extents().flat_map(|run| run.pieces(READ_BLOCKS)).collect();
+            return Some(read(source, self.disk, &pieces));
+        }
+        *self = Self::default();
+        None
+    }
+}
+
+/// Reads ascending pieces of a disk and makes contents of them.
+fn read(source: &mut Source, disk: DiskIndex, pieces: &[Extent]) -> Batch {
+    let device = source.disks[usize::from(disk.0)].clone();
+    let mut read: Vec<Option<AlignedBuf>> = pieces.iter().map(|_| None).collect();
+    let mut batch = Batch::default();
+    let mut ops = pieces.iter().zip(0..).map(|(piece, tag)| read_op(*piece, device.size(), tag));
+    device.run(&mut ops, &mut |op, outcome| match outcome {
+        Ok(()) => read[op.tag as usize] = Some(op.buf),
+        Err(source) => {
+            batch.error.get_or_insert(read_error(device.name(), op.offset, source));
+        }
+    });
+
+    let granule = granule_blocks(source, disk);
+    let mut contents = Contents::new(disk, granule);
+    for (piece, bytes) in pieces.iter().zip(read) {
+        let Some(bytes) = bytes else { continue };
+        source.tracker.note_read(disk, piece.start, &bytes);
+        batch.bytes += bytes.len() as u64;
+        contents.add(piece.start, &bytes, &mut batch.contents);
+    }
+    contents.finish(&mut batch.contents);
+    batch
+}
+
+/// Blocks of one granule of a disk's dirty map. Divides [`READ_BLOCKS`], so that pieces are whole granules.
+pub(super) fn granule_blocks(source: &Source, disk: DiskIndex) -> usize {
+    1 << source.tracker.maps(disk).dirty.granularity().shift
+}
+
+pub(super) fn read_op(piece: Extent, disk_bytes: u64, tag: u64) -> Op {
+    Op::read(piece.offset(), piece.bytes_within(disk_bytes) as usize, tag)
+}
+
+pub(super) fn read_error(disk: &str, offset: u64, source: io::Error) -> CaptureError {
+    CaptureError::Read { disk: disk.into(), offset, source }
+}
+
+const _: () = assert!(
+    // The largest granule, of the largest disk.
+    READ_BLOCKS as u64
+        % (limits::DISK_BYTES / BLOCK_BYTES).div_ceil(limits::DIRTY_MAP_BYTES * 8).next_power_of_two()
+        == 0
+);

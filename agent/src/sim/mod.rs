@@ -1,0 +1,218 @@
+//! Test support: a virtual machine whose writes are in flight for a while, with the tracker that watches them.
+//!
+//! A simulated write goes through every step that matters to a barrier, one at a time: it is marked as issued
+//! (counting in and out under a generation, as the real marks do), takes effect in two halves, is marked as
+//! completed, and only then does its writer know. Whenever the agent touches tracker, disk or clock, a random
+//! number of such steps happens first, so that every interleaving can come up; the same seed gives the same.
+//!
+//! Writers write block versions ([`version_at`]) and keep to the order that matters to applications: a write may
+//! depend on another, on any disk, that was acknowledged before it was issued. [`SimVm::check_image`] knows what
+//! a disk may look like at the last flip.
+//!
+//! It is part of the library and not behind `cfg(test)`, so that the tests of other crates can use it.
+
+mod device;
+mod image;
+mod tracker;
+mod writers;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use engine::{
+    dirty_map::Granularity,
+    io::Device,
+    units::{BLOCK_BYTES, DiskIndex},
+};
+use jiff::Timestamp;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+pub use self::{device::SimDisk, image::version_at, tracker::SimTracker};
+use self::{image::History, tracker::Marks, writers::Writer};
+use crate::{
+    capture::{Clock, FreezeError, Freezer, Frozen, Source},
+    tracker::DiskMaps,
+};
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+
+/// What is simulated.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Blocks of each disk.
+    pub disks: Vec<u64>,
+    /// log2 of blocks per granule of the dirty maps.
+    pub shift: u32,
+    /// Writers, each with one write at a time.
+    pub writers: usize,
+    /// Steps of writers that happen at most whenever the agent does something; 0 keeps the VM still.
+    pub activity: u32,
+}
+
+/// A simulated VM. Clones are the same one.
+#[derive(Clone)]
+pub struct SimVm {
+    world: Arc<Mutex<World>>,
+    maps: Arc<Vec<DiskMaps>>,
+    epoch: Instant,
+}
+
+struct World {
+    rng: StdRng,
+    activity: u32,
+    disks: Vec<Vec<u8>>,
+    writers: Vec<Writer>,
+    marks: Marks,
+    history: History,
+    frozen: bool,
+    now: Duration,
+}
+
+impl SimVm {
+    /// A VM with disks of zeros that were never tracked: everything is dirty.
+    #[must_use]
+    pub fn new(plan: &Plan, seed: u64) -> Self {
+        let map = |&blocks| DiskMaps::in_memory(Granularity { blocks, shift: plan.shift });
+        let maps: Vec<DiskMaps> = plan.disks.iter().map(map).collect();
+        maps.iter().for_each(|maps| maps.dirty.set_all());
+        let world = World {
+            rng: StdRng::seed_from_u64(seed),
+            activity: plan.activity,
+            disks: plan.disks.iter().map(|blocks| vec![0; *blocks as usize * BLOCK]).collect(),
+            writers: (0..plan.writers).map(|_| Writer::default()).collect(),
+            marks: Marks::new(plan.disks.len()),
+            history: History::new(&plan.disks),
+            frozen: false,
+            now: Duration::ZERO,
+        };
+        Self { world: Arc::new(Mutex::new(world)), maps: Arc::new(maps), epoch: Instant::now() }
+    }
+
+    /// What a capture needs, with a tracker that has gone on marking whoever asked before: a restarted agent
+    /// calls this again.
+    #[must_use]
+    pub fn source(&self) -> Source {
+        let disk = |index| Arc::new(SimDisk::new(self.clone(), index)) as Arc<dyn Device>;
+        Source {
+            tracker: Box::new(SimTracker::open(self.clone())),
+            disks: (0..self.maps.len() as u16).map(|index| disk(DiskIndex(index))).collect(),
+            clock: Box::new(self.clone()),
+        }
+    }
+
+    /// How busy the writers are from now on.
+    pub fn set_activity(&self, activity: u32) {
+        self.lock().activity = activity;
+    }
+
+    /// Bytes of a disk as they are now.
+    #[must_use]
+    pub fn bytes(&self, disk: DiskIndex) -> Vec<u8> {
+        self.lock().disks[usize::from(disk.0)].clone()
+    }
+
+    /// Whether `image` may be the disks at the last flip, as a power cut there might have left them: every write
+    /// acknowledged before it is in, none issued after it, none torn, no effect without its cause.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn check_image(&self, image: &[Vec<u8>]) -> Result<(), String> {
+        self.lock().history.check(image)
+    }
+
+    /// Lets the writers work, as they do whenever the agent does something.
+    pub fn work(&self) {
+        self.lock().work();
+    }
+
+    /// Lets every write in flight finish and no other begin while `f` runs.
+    pub fn quiesced<T>(&self, f: impl FnOnce() -> T) -> T {
+        self.lock().quiesce();
+        let result = f();
+        self.lock().frozen = false;
+        result
+    }
+
+    /// Sets the time that has passed since the VM was made; never back.
+    pub fn advance_to(&self, now: Duration) {
+        let mut world = self.lock();
+        world.now = world.now.max(now);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, World> {
+        // A poisoned lock means that a test has failed already.
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn maps(&self, disk: DiskIndex) -> &DiskMaps {
+        &self.maps[usize::from(disk.0)]
+    }
+}
+
+impl World {
+    /// A random number of steps of random writers.
+    fn work(&mut self) {
+        let steps = self.rng.random_range(0..=self.activity);
+        (0..steps).for_each(|_| self.step());
+    }
+
+    fn step(&mut self) {
+        self.now += Duration::from_micros(1);
+        if !self.writers.is_empty() {
+            let writer = self.rng.random_range(0..self.writers.len());
+            writers::step(self, writer);
+        }
+    }
+
+    fn quiesce(&mut self) {
+        self.frozen = true;
+        while self.writers.iter().any(Writer::is_busy) {
+            self.step();
+        }
+    }
+}
+
+impl Clock for SimVm {
+    fn now(&self) -> Instant {
+        self.epoch + self.lock().now
+    }
+
+    fn wall(&self) -> Timestamp {
+        Timestamp::UNIX_EPOCH + self.lock().now
+    }
+
+    fn pause(&self, time: Duration) {
+        let mut world = self.lock();
+        let until = world.now + time;
+        world.work();
+        world.now = world.now.max(until);
+    }
+}
+
+impl Freezer for SimVm {
+    fn sync(&mut self) -> Result<(), FreezeError> {
+        self.work();
+        Ok(())
+    }
+
+    fn freeze(&mut self) -> Result<Box<dyn Frozen + '_>, FreezeError> {
+        self.lock().quiesce();
+        Ok(Box::new(FrozenVm(self)))
+    }
+}
+
+struct FrozenVm<'a>(&'a SimVm);
+
+impl Frozen for FrozenVm<'_> {
+    fn thaw(self: Box<Self>) -> Result<(), FreezeError> {
+        Ok(())
+    }
+}
+
+impl Drop for FrozenVm<'_> {
+    fn drop(&mut self) {
+        self.0.lock().frozen = false;
+    }
+}
