@@ -83,7 +83,10 @@ impl From<OpenError> for io::Error {
     }
 }
 
-/// Opens the file or block device at `path`, unbuffered where that is possible. Its size is what it is now.
+/// Opens the file or block device at `path`. Its size is what it is now.
+///
+/// I/O is unbuffered for whole logical blocks of a block device and whole 4 KiB pages of a file; the rest, and all
+/// of it where the file system has no unbuffered I/O, goes through the page cache.
 pub fn open_device(path: &Path, access: Access, backend: Backend) -> Result<Arc<dyn Device>, OpenError> {
     let file = DiskFile::open(path, access == Access::ReadWrite).map_err(|source| OpenError::Disk {
         path: path.into(),

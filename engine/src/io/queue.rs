@@ -81,3 +81,32 @@ pub(super) fn run(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A back end whose threads died.
+    struct Dead;
+
+    impl Submit for Dead {
+        fn submit(&self, batch: Vec<Request>) {
+            drop(batch);
+        }
+    }
+
+    #[test]
+    fn a_request_that_is_dropped_is_answered() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let disk = DiskFile::open(file.path(), false).unwrap();
+        let mut ops = (0..100).map(|tag| Op::read(tag * 512, 512, tag));
+        let mut answered = Vec::new();
+        run(&disk, &Dead, &mut ops, &mut |op, result| {
+            assert!(result.unwrap_err().to_string().contains("thread ended"));
+            answered.push(op.tag);
+        });
+        answered.sort_unstable();
+        assert_eq!(answered, (0..100).collect::<Vec<_>>());
+    }
+}

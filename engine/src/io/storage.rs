@@ -34,7 +34,8 @@ pub trait Storage: Send + Sync {
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
-    /// Makes names in `dir` durable.
+    /// Makes names in `dir` durable. After an error the storage is dead: every later call fails, except on files
+    /// that are open already.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 
     /// Bytes that can still be written.
