@@ -1,4 +1,8 @@
 //! Disks we create, read by programs that know nothing of us: `qemu-img`, `qemu-io` and `vmdkinfo`.
+#![expect(
+    clippy::expect_used,
+    reason = "a failed step ends the test; the lint spares only functions marked as tests"
+)]
 
 use std::{
     fs::File,

@@ -11,7 +11,7 @@ use engine::io::Storage;
 use super::{
     content_id::ContentId,
     descriptor::{Access, CreateType, Descriptor, DescriptorError, Extent, ExtentType, RawDescriptor},
-    flat::{FlatDisk, FlatError, FlatErrorKind, length, read_text},
+    flat::{FlatDisk, FlatError, FlatErrorKind, at, length, read_text},
     geometry::{Capacity, CapacityError},
 };
 
@@ -156,7 +156,7 @@ fn check_extent(descriptor: &Descriptor) -> Result<(&str, Capacity), Refusal> {
 /// Looks through the folder for whatever depends on the disk or holds it.
 fn check_neighbours(storage: &dyn Storage, dir: &Path, path: &Path, flat: &str) -> Result<(), Refusal> {
     let own = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let names = storage.list(dir).map_err(super::flat::at(dir, "list the folder"))?;
+    let names = storage.list(dir).map_err(at(dir, "list the folder"))?;
     for name in names {
         // ESXi's on NFS cannot be told apart by disk; hosted products' can.
         let lock = name.strip_suffix(".lck").is_some_and(|of| of == own || of == flat);

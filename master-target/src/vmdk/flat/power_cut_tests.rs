@@ -76,6 +76,15 @@ fn a_cut_creation_leaves_no_disk_or_the_whole_disk_and_can_be_repeated() {
 }
 
 #[test]
+fn eagerly_written_zeros_keep_their_space() {
+    let (storage, disk) = (SimStorage::new(), disk(Provisioning::EagerlyZeroed));
+    storage.set_quota(Some(16 << 20));
+    make(&storage, &disk).expect("a disk");
+    let left = storage.power_cut_none_kept(storage.log_len()).free_space().expect("a number");
+    assert!(left <= 14 << 20, "{left} bytes are free after a power cut");
+}
+
+#[test]
 fn a_cut_in_the_clearing_away_of_a_cut_creation_can_be_repeated_too() {
     let (first, disk) = (SimStorage::new(), disk(Provisioning::Thin));
     make(&first, &disk).expect("a disk");
