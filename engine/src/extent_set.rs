@@ -64,6 +64,36 @@ impl ExtentSet {
         self.runs.range(..=block.0).next_back().is_some_and(|(_, &end)| block.0 < end)
     }
 
+    /// The runs of `start..end` that are not in the set, in order.
+    #[must_use]
+    pub fn gaps(&self, start: Block, end: Block) -> Vec<Extent> {
+        let mut gaps = ExtentSet::new();
+        let mut at = start.0;
+        let before = self.runs.range(..=start.0).next_back();
+        for (&run_start, &run_end) in
+            before.into_iter().chain(self.runs.range(start.0 + 1..end.0.max(start.0 + 1)))
+        {
+            if run_end > at {
+                gaps.insert(Block(at), Block(run_start.min(end.0)));
+                at = run_end;
+            }
+        }
+        gaps.insert(Block(at), end);
+        gaps.extents().collect()
+    }
+
+    /// Whether a block of `start..end` is in the set.
+    #[must_use]
+    pub fn intersects(&self, start: Block, end: Block) -> bool {
+        start < end && self.runs.range(..end.0).next_back().is_some_and(|(_, &run_end)| run_end > start.0)
+    }
+
+    /// Number of disjoint runs: what its memory goes with.
+    #[must_use]
+    pub fn runs(&self) -> usize {
+        self.runs.len()
+    }
+
     /// Number of blocks.
     #[must_use]
     pub fn blocks(&self) -> u64 {
@@ -123,7 +153,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn behaves_like_a_set_of_blocks(inserts in prop::collection::vec((0u64..200, 0u64..40), 0..60)) {
+        fn behaves_like_a_set_of_blocks(inserts in prop::collection::vec((0u64..200, 0u64..40), 0..60),
+                                         probes in prop::collection::vec((0u64..230, 0u64..60), 20)) {
             let (mut set, mut model) = (ExtentSet::new(), BTreeSet::new());
             for (start, len) in inserts {
                 set.insert(Block(start), Block(start + len));
@@ -133,6 +164,15 @@ mod tests {
             }
             for block in 0..260 {
                 prop_assert_eq!(set.contains(Block(block)), model.contains(&block));
+            }
+            for (start, len) in probes {
+                let missing: Vec<u64> = (start..start + len).filter(|b| !model.contains(b)).collect();
+                let gaps = set.gaps(Block(start), Block(start + len));
+                prop_assert_eq!(gaps.iter().flat_map(|e| e.start.0..e.end().0).collect::<Vec<_>>(), missing.clone());
+                prop_assert_eq!(
+                    set.intersects(Block(start), Block(start + len)),
+                    missing.len() as u64 != len
+                );
             }
             let listed: Vec<u64> = set.extents().flat_map(|e| e.start.0..e.end().0).collect();
             prop_assert_eq!(listed, model.into_iter().collect::<Vec<_>>());

@@ -49,7 +49,7 @@ pub const IO_DEPTH: usize = 32;
 pub const IO_BYTES: usize = 1 << 20;
 
 /// Bytes that one journal batch takes in before it is made durable.
-pub const BATCH_BYTES: usize = 16 << 20;
+pub const BATCH_BYTES: usize = 8 << 20;
 
 /// How long file systems may stay frozen for one point.
 pub const FREEZE: Duration = Duration::from_millis(80);

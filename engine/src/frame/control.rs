@@ -51,8 +51,10 @@ pub enum Refusal {
     Restored,
     /// The next node cannot be reached, or is too busy: try later.
     Unavailable,
-    /// The receiver lost what it had acknowledged: only a new replication helps.
+    /// The receiver's own record is damaged: only a new replication helps.
     Lost,
+    /// A frame is not what its agent sealed: whoever keeps it must drop it, and the agent send anew.
+    Damaged,
 }
 
 /// A message between neighbours.

@@ -1,0 +1,316 @@
+//! Home: which VM goes to which disks. Finds the replica of a known stream, creates the disks of a new one.
+//!
+//! Everything an operator would have to decide before a byte is copied is decided and checked here. It knows
+//! datastores and configuration; frames and connections are others' business.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use engine::{
+    frame::{DiskInfo, Refusal, StreamInfo},
+    io::{Access, Backend, Device, Storage, open_device},
+    units::StreamId,
+};
+use rand::{SeedableRng, rngs::StdRng};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    datastore::{Datastore, EntryName},
+    journal::{Catalogue, JournalError, State, TargetDisk},
+    replica::{Replica, ReplicaError, Target},
+    vmdk::{
+        adopt,
+        flat::{self, FlatErrorKind, NewDisk, Provisioning},
+        geometry::{AdapterType, Capacity, DiskUuid},
+    },
+};
+
+/// Where the disks of new VMs go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Placement {
+    /// Name of the datastore.
+    pub datastore: String,
+    /// When space is taken.
+    #[serde(default)]
+    pub provisioning: Provisioning,
+}
+
+/// A disk that goes to a block device, such as a hot-added VMDK.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceTarget {
+    /// Name of the VM.
+    pub vm: String,
+    /// Name of its disk.
+    pub disk: String,
+    /// The device to write to. Its content is lost.
+    pub device: PathBuf,
+}
+
+/// A no to a stream, for its sender and for the log.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct Rejected {
+    /// The kind of no.
+    pub why: Refusal,
+    /// What, where, what to do.
+    pub reason: String,
+}
+
+impl Rejected {
+    fn new(why: Refusal, reason: impl ToString) -> Self {
+        Self { why, reason: reason.to_string() }
+    }
+}
+
+impl From<ReplicaError> for Rejected {
+    fn from(error: ReplicaError) -> Self {
+        let why = match &error {
+            ReplicaError::Journal(JournalError::Damaged { .. } | JournalError::Missing { .. }) => {
+                Refusal::Lost
+            }
+            error if error.is_no_space() => Refusal::NoSpace,
+            _ => Refusal::Unavailable,
+        };
+        Self::new(why, error)
+    }
+}
+
+impl From<JournalError> for Rejected {
+    fn from(error: JournalError) -> Self {
+        ReplicaError::from(error).into()
+    }
+}
+
+/// All journals and datastores of a master target.
+pub struct Home {
+    /// Where journals are kept, one folder per stream.
+    pub journal: Arc<dyn Storage>,
+    /// Datastores with the folder each is.
+    pub datastores: Vec<(Datastore, Arc<dyn Storage>)>,
+    /// Where new disks go.
+    pub placement: Option<Placement>,
+    /// Disks that go elsewhere.
+    pub devices: Vec<DeviceTarget>,
+    /// How block devices are written.
+    pub backend: Backend,
+}
+
+impl Home {
+    /// The replica for a stream that `agent` wants to send, with disks made for it if it is new.
+    pub fn admit(&self, agent: &str, stream: &StreamInfo) -> Result<Replica, Rejected> {
+        let dir = folder(stream.id);
+        if !Catalogue::exists(self.journal.as_ref(), &dir)? {
+            self.check_new(agent, stream)?;
+            let targets = self.create_disks(stream)?;
+            self.journal.create_dir_all(&dir).map_err(JournalError::io("create", &dir))?;
+            self.journal.sync_dir(Path::new("")).map_err(JournalError::io("sync", &dir))?;
+            Catalogue::create(&self.journal, &dir, agent, stream, targets)?;
+            tracing::info!(vm = %stream.vm, stream = %stream.id, agent, "new replication");
+        }
+        let catalogue = Catalogue::open(&self.journal, &dir)?;
+        let known = catalogue.state();
+        if known.agent != agent {
+            let reason = format!("stream {} of VM {} belongs to another agent", stream.id, known.stream.vm);
+            return Err(Rejected::new(Refusal::NotYours, reason));
+        }
+        if known.stream.vm != stream.vm || !same_disks(&known.stream, stream) {
+            let reason = format!(
+                "the disks of VM {} are not those this replication began with: begin a new one",
+                stream.vm
+            );
+            return Err(Rejected::new(Refusal::BadRequest, reason));
+        }
+        if let Some(restore) = known.restore {
+            let reason = format!(
+                "VM {} is restored to the point that ends layer {}: undo the restore (`restore --undo`) to replicate on",
+                stream.vm, restore.to
+            );
+            return Err(Rejected::new(Refusal::Restored, reason));
+        }
+        let replica = self.open(stream.id)?;
+        self.mark_written(replica.state())?;
+        Ok(replica)
+    }
+
+    /// Opens a stream's journal and disks, completing what a crash interrupted.
+    pub fn open(&self, stream: StreamId) -> Result<Replica, Rejected> {
+        let dir = folder(stream);
+        let catalogue = Catalogue::open(&self.journal, &dir)?;
+        let state = catalogue.state();
+        let disks = state.stream.disks.iter().zip(&state.targets);
+        let targets =
+            disks.map(|(disk, target)| self.open_target(disk, target)).collect::<Result<Vec<_>, _>>()?;
+        drop(catalogue);
+        Ok(Replica::open(Arc::clone(&self.journal), &dir, targets)?)
+    }
+
+    /// Streams with a journal here.
+    pub fn streams(&self) -> Result<Vec<StreamId>, JournalError> {
+        let names = self.journal.list(Path::new("")).map_err(JournalError::io("list", Path::new(".")))?;
+        let ids = names.iter().filter_map(|name| name.parse().ok().map(StreamId));
+        let mut streams = Vec::new();
+        for id in ids {
+            if Catalogue::exists(self.journal.as_ref(), &folder(id))? {
+                streams.push(id);
+            }
+        }
+        Ok(streams)
+    }
+
+    /// What a stream's catalogue says, without opening its disks.
+    pub fn state(&self, stream: StreamId) -> Result<State, JournalError> {
+        Ok(Catalogue::open(&self.journal, &folder(stream))?.state().clone())
+    }
+
+    fn check_new(&self, agent: &str, stream: &StreamInfo) -> Result<(), Rejected> {
+        for id in self.streams()? {
+            let other = self.state(id)?;
+            if other.stream.vm == stream.vm && other.agent != agent {
+                let reason = format!("VM {} is replicated by another agent, {}", stream.vm, other.agent);
+                return Err(Rejected::new(Refusal::NotYours, reason));
+            }
+        }
+        let Some(placement) = &self.placement else {
+            let missing = stream.disks.iter().find(|disk| self.device(stream, disk).is_none());
+            return missing.map_or(Ok(()), |disk| {
+                let reason = format!(
+                    "nowhere to put disk {} of VM {}: configure a placement or a device",
+                    disk.name, stream.vm
+                );
+                Err(Rejected::new(Refusal::BadRequest, reason))
+            });
+        };
+        let new = stream.disks.iter().filter(|disk| self.device(stream, disk).is_none());
+        let required = new.map(|disk| match placement.provisioning {
+            Provisioning::Thin => disk.used_bytes.min(disk.bytes),
+            Provisioning::LazilyZeroed | Provisioning::EagerlyZeroed => disk.bytes,
+        });
+        let (datastore, storage) = self.datastore(&placement.datastore)?;
+        let free = storage.free_space().map_err(JournalError::io("measure", &datastore.path))?;
+        datastore.check_space(required.sum(), free).map_err(|e| Rejected::new(Refusal::NoSpace, e))
+    }
+
+    fn create_disks(&self, stream: &StreamInfo) -> Result<Vec<TargetDisk>, Rejected> {
+        stream.disks.iter().enumerate().map(|(index, disk)| self.create_disk(stream, index, disk)).collect()
+    }
+
+    fn create_disk(
+        &self,
+        stream: &StreamInfo,
+        index: usize,
+        disk: &DiskInfo,
+    ) -> Result<TargetDisk, Rejected> {
+        if let Some(device) = self.device(stream, disk) {
+            let target = TargetDisk::Device { path: device.device.display().to_string() };
+            self.open_target(disk, &target)?;
+            return Ok(target);
+        }
+        let bad = |error: String| Rejected::new(Refusal::BadRequest, error);
+        let placement = self.placement.as_ref().ok_or_else(|| bad("no placement is configured".into()))?;
+        let (datastore, storage) = self.datastore(&placement.datastore)?;
+        datastore.check_flat_files().map_err(|e| bad(e.to_string()))?;
+        let vm: EntryName = stream.vm.parse().map_err(|e: crate::datastore::NameError| bad(e.to_string()))?;
+        let name = if index == 0 { stream.vm.clone() } else { format!("{}_{index}", stream.vm) };
+        // The identity follows from the stream, so that after a crash our own disk is told from another's.
+        let mut rng =
+            StdRng::from_seed(*blake3::hash(format!("{} {index}", stream.id).as_bytes()).as_bytes());
+        let new = NewDisk {
+            name: name.parse().map_err(|e: crate::datastore::NameError| bad(e.to_string()))?,
+            capacity: Capacity::for_bytes(disk.bytes).map_err(|e| bad(e.to_string()))?,
+            provisioning: placement.provisioning,
+            adapter: AdapterType::default(),
+            uuid: DiskUuid::random(&mut rng),
+        };
+        let descriptor = vm.folder().join(format!("{}.vmdk", new.name));
+        match flat::create(storage.as_ref(), vm.folder(), &new, &mut rng, &mut |_, _| {}) {
+            Ok(_) => {}
+            Err(error) if matches!(error.kind, FlatErrorKind::Exists) => {
+                let ours =
+                    adopt::open_for_writing(storage.as_ref(), &descriptor).map_err(|e| bad(e.to_string()))?;
+                if ours.uuid != Some(new.uuid) {
+                    return Err(bad(format!("datastore {}: {error}", datastore.name)));
+                }
+            }
+            Err(error) => {
+                return Err(Rejected::new(
+                    Refusal::Unavailable,
+                    format!("datastore {}: {error}", datastore.name),
+                ));
+            }
+        }
+        Ok(TargetDisk::Vmdk {
+            datastore: datastore.name.clone(),
+            descriptor: descriptor.display().to_string(),
+            thin: placement.provisioning == Provisioning::Thin,
+        })
+    }
+
+    fn open_target(&self, disk: &DiskInfo, target: &TargetDisk) -> Result<Target, Rejected> {
+        let (device, thin) = match target {
+            TargetDisk::Vmdk { datastore, descriptor, thin } => {
+                let (_, storage) = self.datastore(datastore)?;
+                let flat = adopt::open_for_writing(storage.as_ref(), Path::new(descriptor)).map_err(|e| {
+                    Rejected::new(Refusal::Unavailable, format!("datastore {datastore}: {e}"))
+                })?;
+                (storage.device(&flat.flat).map_err(JournalError::io("open", &flat.flat))?, *thin)
+            }
+            TargetDisk::Device { path } => (self.open_block_device(Path::new(path))?, false),
+        };
+        if device.size() < disk.bytes {
+            let (name, size, need) = (device.name(), device.size(), disk.bytes);
+            let reason = format!("{name} has {size} bytes, disk {} needs {need}: enlarge it", disk.name);
+            return Err(Rejected::new(Refusal::BadRequest, reason));
+        }
+        Ok(Target { device, bytes: disk.bytes, thin })
+    }
+
+    fn open_block_device(&self, path: &Path) -> Result<Arc<dyn Device>, Rejected> {
+        // The kernel refuses exclusive access to a device that is mounted or otherwise in use.
+        use std::os::unix::fs::OpenOptionsExt;
+        let in_use = |e: std::io::Error| {
+            let reason = format!(
+                "cannot use {} as a target: {e}; unmount it, and check that it is the right one",
+                path.display()
+            );
+            Rejected::new(Refusal::Unavailable, reason)
+        };
+        let exclusive = rustix::fs::OFlags::EXCL.bits() as i32;
+        std::fs::OpenOptions::new().write(true).custom_flags(exclusive).open(path).map_err(in_use)?;
+        open_device(path, Access::ReadWrite, self.backend).map_err(|e| Rejected::new(Refusal::Unavailable, e))
+    }
+
+    /// New content, new content id: before the first write of this opening.
+    fn mark_written(&self, state: &State) -> Result<(), Rejected> {
+        for target in &state.targets {
+            let TargetDisk::Vmdk { datastore, descriptor, .. } = target else { continue };
+            let (_, storage) = self.datastore(datastore)?;
+            flat::change_content_id(storage.as_ref(), Path::new(descriptor), &mut rand::rng())
+                .map_err(|e| Rejected::new(Refusal::Unavailable, format!("datastore {datastore}: {e}")))?;
+        }
+        Ok(())
+    }
+
+    fn device(&self, stream: &StreamInfo, disk: &DiskInfo) -> Option<&DeviceTarget> {
+        self.devices.iter().find(|device| device.vm == stream.vm && device.disk == disk.name)
+    }
+
+    fn datastore(&self, name: &str) -> Result<&(Datastore, Arc<dyn Storage>), Rejected> {
+        self.datastores.iter().find(|(datastore, _)| datastore.name == name).ok_or_else(|| {
+            Rejected::new(Refusal::Unavailable, format!("datastore {name} is not configured here any more"))
+        })
+    }
+}
+
+fn folder(stream: StreamId) -> PathBuf {
+    PathBuf::from(stream.to_string())
+}
+
+/// Whether the disks are the same; what is in use on them may have changed.
+fn same_disks(a: &StreamInfo, b: &StreamInfo) -> bool {
+    a.disks.len() == b.disks.len()
+        && a.disks.iter().zip(&b.disks).all(|(a, b)| a.name == b.name && a.bytes == b.bytes)
+}

@@ -1,0 +1,62 @@
+//! The journal of one stream: undo logs of before-images and the catalogue of points.
+//!
+//! The disks are always the newest state; the journal leads back. Before a block is overwritten for the first time
+//! in a layer, what it held is in the layer's log, synced. So a crash at any moment loses nothing: what was
+//! committed stands, what was not is written again, and every sealed point is reached by undoing layers.
+//! The journal never touches a disk itself: [`crate::replica`] does.
+
+mod catalogue;
+pub mod entry;
+mod layout;
+mod log;
+mod recover;
+mod view;
+
+use std::{io, path::PathBuf};
+
+pub(crate) use catalogue::Record;
+pub use catalogue::{Catalogue, Phase, RestoreState, SealedPoint, State, TargetDisk};
+pub(crate) use layout::ENTRY_BLOCKS;
+pub use log::{Image, Log, Scan};
+pub(crate) use recover::{OpenLayer, log_path, recover, remove_log};
+pub use view::{Piece, View};
+
+/// Why the journal could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The file system said no.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No room; goes on when there is some.
+    #[error("no space left for {}: free some, replication then goes on by itself", path.display())]
+    NoSpace {
+        /// The file that could not grow.
+        path: PathBuf,
+    },
+    /// Bytes that were synced are no longer what they were.
+    #[error("{} is damaged at byte {at}: {what}; points that need it cannot be restored, nothing was changed", path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// Where.
+        at: u64,
+        /// How.
+        what: entry::Malformed,
+    },
+    /// A log that must be there is not.
+    #[error("{} is missing; points that need it cannot be restored, nothing was changed", path.display())]
+    Missing {
+        /// Which log.
+        path: PathBuf,
+    },
+    /// What was asked for is not possible now.
+    #[error("{0}")]
+    Refused(String),
+}

@@ -1,0 +1,79 @@
+//! The disks as they were at a point: for every block that changed since, the oldest before-image.
+//!
+//! Layers are read oldest first, and within a layer in the order of time; the first image of a block wins. Blocks
+//! without an image have not changed, and are on the disk as they were.
+
+use std::{path::Path, sync::Arc};
+
+use engine::{
+    extent::Extent,
+    extent_set::ExtentSet,
+    io::Storage,
+    units::{BLOCK_BYTES, DiskIndex},
+};
+
+use super::{Image, JournalError, Log, State, recover::read_log};
+
+/// A run of blocks and where its bytes of that point are.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    /// Which blocks.
+    pub extent: Extent,
+    log: u32,
+    image: Image,
+}
+
+/// Where the changed blocks of each disk were at a point.
+pub struct View {
+    logs: Vec<Log>,
+    /// By disk, in order of blocks.
+    pieces: Vec<Vec<Piece>>,
+}
+
+impl View {
+    /// The disks at the end of layer `to`, from the logs of all later layers.
+    pub fn at(storage: &Arc<dyn Storage>, dir: &Path, state: &State, to: u64) -> Result<Self, JournalError> {
+        if to < state.oldest {
+            let oldest = state.oldest;
+            return Err(JournalError::Refused(format!("layer {to} is older than the oldest kept, {oldest}")));
+        }
+        let disks = state.stream.disks.len();
+        let mut view = Self { logs: Vec::new(), pieces: vec![Vec::new(); disks] };
+        let mut claimed = vec![ExtentSet::new(); disks];
+        for layer in to + 1..=state.newest_layer() {
+            let Some((log, scan)) = read_log(storage, dir, state, layer)? else { continue };
+            let number = view.logs.len() as u32;
+            for image in scan.images {
+                let disk = usize::from(image.disk.0);
+                let Some(claimed) = claimed.get_mut(disk) else { continue };
+                let extent = image.extent;
+                for gap in claimed.gaps(extent.start, extent.end()) {
+                    view.pieces[disk].push(Piece { extent: gap, log: number, image });
+                }
+                claimed.insert_extent(extent);
+            }
+            view.logs.push(log);
+        }
+        view.pieces.iter_mut().for_each(|pieces| pieces.sort_unstable_by_key(|piece| piece.extent));
+        Ok(view)
+    }
+
+    /// Runs of `disk` that differ from the newest state, or may, in order.
+    #[must_use]
+    pub fn pieces(&self, disk: DiskIndex) -> &[Piece] {
+        self.pieces.get(usize::from(disk.0)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Bytes of all such runs of all disks.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.pieces.iter().flatten().map(|piece| piece.extent.bytes()).sum()
+    }
+
+    /// The bytes of a piece at the point, checked.
+    pub fn read(&self, piece: &Piece) -> Result<Vec<u8>, JournalError> {
+        let bytes = self.logs[piece.log as usize].read_image(&piece.image)?;
+        let skip = (piece.extent.start.0 - piece.image.extent.start.0) * BLOCK_BYTES;
+        Ok(bytes[skip as usize..][..piece.extent.bytes() as usize].to_vec())
+    }
+}

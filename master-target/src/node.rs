@@ -1,0 +1,274 @@
+//! One stream at the master target: frames in, acknowledgements out, the replica between.
+//!
+//! Sans-IO towards the network: bytes, time and connections come in as arguments, bytes go out by `poll_output`.
+//! The replica below it blocks on disks, so a driver gives every stream a thread of its own.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use engine::{
+    frame::{Control, Frame, Refusal},
+    limits,
+    session::{Link, Message, Receiver, SessionError},
+    units::StreamId,
+};
+use jiff::Timestamp;
+
+use crate::{
+    journal::SealedPoint,
+    replica::{Replica, ReplicaError},
+};
+
+/// What the node wants done.
+#[derive(Debug)]
+pub enum Output {
+    /// Send these bytes to the process server.
+    Send(Bytes),
+    /// Close the connection; the reason is for the log.
+    Close(String),
+}
+
+/// How many points to keep, and how much before-images may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// Points.
+    pub points: usize,
+    /// Bytes of undo logs.
+    pub bytes: u64,
+}
+
+/// How long to wait before trying again when there is no space.
+const NO_SPACE_PAUSE: Duration = Duration::from_secs(2);
+
+/// One stream.
+pub struct StreamNode {
+    stream: StreamId,
+    replica: Replica,
+    retention: Retention,
+    receiver: Receiver,
+    link: Option<Link>,
+    /// Received and not yet applied; bounded by the window.
+    pending: VecDeque<Frame>,
+    outputs: VecDeque<Output>,
+    hold: Option<(String, Instant)>,
+    counts: Counts,
+}
+
+/// What a stream has done since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counts {
+    /// Frame bytes received.
+    pub wire_bytes: u64,
+    /// Bytes of content applied.
+    pub logical_bytes: u64,
+    /// Frames applied.
+    pub frames: u64,
+    /// Points sealed.
+    pub points: u64,
+    /// Connections closed for the peer's fault.
+    pub peer_errors: u64,
+}
+
+impl StreamNode {
+    /// A stream whose replica stands open.
+    #[must_use]
+    pub fn new(replica: Replica, retention: Retention) -> Self {
+        let (stream, position) = (replica.state().stream.id, replica.position());
+        Self {
+            stream,
+            replica,
+            retention,
+            receiver: Receiver::at(position, position.seq),
+            link: None,
+            pending: VecDeque::new(),
+            outputs: VecDeque::new(),
+            hold: None,
+            counts: Counts::default(),
+        }
+    }
+
+    /// The disks and their journal.
+    #[must_use]
+    pub fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
+    /// The disks and their journal, for a restore.
+    pub fn replica_mut(&mut self) -> &mut Replica {
+        &mut self.replica
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Why replication waits, if it does.
+    #[must_use]
+    pub fn hold(&self) -> Option<&str> {
+        self.hold.as_ref().map(|(reason, _)| reason.as_str())
+    }
+
+    /// Whether a process server is connected.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.link.is_some()
+    }
+
+    /// A connection whose `Hello` was accepted; `link` has read that far. It replaces an earlier one.
+    pub fn handle_connected(&mut self, link: Link, now: Instant) {
+        let position = self.replica.position();
+        self.receiver = Receiver::at(position, position.seq);
+        self.pending.clear();
+        self.link = Some(link);
+        let window = limits::WINDOW_BYTES as u64;
+        self.send(&Control::Welcome { position, durable: position.seq, window }, now);
+        if let Some((reason, _)) = &self.hold {
+            let reason = Some(reason.clone());
+            self.send(&Control::Hold { reason }, now);
+        }
+        self.read_link(now);
+    }
+
+    /// Bytes from the connection.
+    pub fn handle_bytes(&mut self, bytes: &[u8], now: Instant) {
+        if let Some(link) = &mut self.link {
+            link.handle_bytes(bytes, now);
+            self.read_link(now);
+        }
+    }
+
+    /// The connection is gone. What was received whole is still applied.
+    pub fn handle_closed(&mut self) {
+        self.link = None;
+    }
+
+    /// When [`Self::handle_timeout`] should be called next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let link = self.link.as_ref().map(Link::poll_timeout);
+        let hold = self.hold.as_ref().map(|(_, until)| *until);
+        link.into_iter().chain(hold).min()
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let Some(link) = &mut self.link else { return };
+        match link.handle_timeout(now) {
+            Ok(Some(ping)) => self.send(&ping, now),
+            Ok(None) => {}
+            Err(error) => self.close(error.to_string()),
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Whether frames wait to be applied and nothing keeps them.
+    #[must_use]
+    pub fn has_work(&self, now: Instant) -> bool {
+        !self.pending.is_empty() && self.hold.as_ref().is_none_or(|(_, until)| now >= *until)
+    }
+
+    /// Applies a batch of what is pending and acknowledges it. Call it when no more input is queued, while
+    /// [`Self::has_work`]. An error means that disks or journal failed: the node must be dropped and the replica
+    /// opened again, which recovers it.
+    pub fn commit(&mut self, now: Instant, wall: Timestamp) -> Result<Vec<SealedPoint>, ReplicaError> {
+        let batch = self.next_batch();
+        let result = self.replica.apply(&batch, wall);
+        let position = self.replica.position();
+        for frame in batch.iter().filter(|frame| frame.header().seq <= position.seq) {
+            self.counts.frames += 1;
+            self.counts.logical_bytes += u64::from(frame.header().content_len);
+        }
+        while self.pending.front().is_some_and(|frame| frame.header().seq <= position.seq) {
+            self.pending.pop_front();
+        }
+        self.receiver.handle_durable(position.seq);
+        if let Some(ack) = self.receiver.poll_ack() {
+            self.send(&ack, now);
+        }
+        match result {
+            Ok(sealed) => {
+                if self.hold.take().is_some() {
+                    tracing::info!(stream = %self.stream, "there is space again: going on");
+                    self.send(&Control::Hold { reason: None }, now);
+                }
+                self.counts.points += sealed.len() as u64;
+                if !sealed.is_empty() {
+                    self.replica.retire(self.retention.points, self.retention.bytes)?;
+                }
+                Ok(sealed)
+            }
+            Err(error) if error.is_no_space() => {
+                let reason = error.to_string();
+                if self.hold.is_none() {
+                    tracing::warn!(stream = %self.stream, %reason, "waiting for space");
+                    self.send(&Control::Hold { reason: Some(reason.clone()) }, now);
+                }
+                self.hold = Some((reason, now + NO_SPACE_PAUSE));
+                Ok(Vec::new())
+            }
+            Err(error) if error.is_peers_fault() => {
+                self.pending.clear();
+                self.counts.peer_errors += 1;
+                let reason = error.to_string();
+                self.send(&Control::Refused { why: Refusal::Damaged, reason: reason.clone() }, now);
+                self.close(reason);
+                Ok(Vec::new())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As many frames as may be in memory uncompressed; at least one.
+    fn next_batch(&self) -> Vec<Frame> {
+        let mut bytes = 0;
+        let within = self.pending.iter().take_while(|frame| {
+            bytes += frame.header().content_len as usize;
+            bytes <= limits::BATCH_BYTES
+        });
+        let count = within.count().max(1);
+        self.pending.iter().take(count).cloned().collect()
+    }
+
+    fn read_link(&mut self, now: Instant) {
+        if let Err(error) = self.try_read_link(now) {
+            self.counts.peer_errors += 1;
+            self.close(error.to_string());
+        }
+    }
+
+    fn try_read_link(&mut self, _now: Instant) -> Result<(), SessionError> {
+        while let Some(link) = &mut self.link {
+            match link.poll_message()? {
+                None => break,
+                Some(Message::Frame(frame)) => {
+                    self.receiver.handle_frame(&frame)?;
+                    self.counts.wire_bytes += frame.bytes().len() as u64;
+                    self.pending.push_back(frame);
+                }
+                Some(Message::Control(_)) => return Err(SessionError::OutOfTurn("a control message")),
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, control: &Control, now: Instant) {
+        if let Some(link) = &mut self.link {
+            link.handle_sent(now);
+            self.outputs.push_back(Output::Send(control.to_frame(self.stream).bytes().clone()));
+        }
+    }
+
+    fn close(&mut self, reason: String) {
+        self.link = None;
+        self.outputs.push_back(Output::Close(reason));
+    }
+}
