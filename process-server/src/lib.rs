@@ -1,1 +1,7 @@
 //! The process server: relays frames through a bounded, crash-safe spool.
+//!
+//! Layers, lowest first: `limits` → `spool`, `throttle` → `greeting` → `node` → `driver`. The node of a stream
+//! decides, without sockets, threads or clocks; the driver runs it on real ones.
+
+pub mod limits;
+pub mod spool;
