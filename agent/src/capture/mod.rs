@@ -10,9 +10,13 @@
 pub mod barrier;
 pub mod buffer;
 pub mod contents;
+pub mod freeze;
+mod fs_ioctl;
 pub mod heat;
+pub mod mounts;
 pub mod pack;
 pub mod precopy;
+pub mod watchdog;
 
 #[cfg(test)]
 mod model;
@@ -54,7 +58,7 @@ pub struct Source {
 
 impl Source {
     /// All disks.
-    pub fn indices(&self) -> impl Iterator<Item = DiskIndex> + use<> {
+    pub fn indices(&self) -> impl Iterator<Item = DiskIndex> + Clone + use<> {
         (0..self.disks.len() as u16).map(DiskIndex)
     }
 

@@ -13,7 +13,7 @@ mod maps;
 pub mod scan;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use engine::{
     extent_set::ExtentSet,

@@ -1,0 +1,39 @@
+//! The two ioctls that freeze and thaw a mounted file system, and the locking of memory that must stay usable then.
+
+#![allow(unsafe_code)]
+
+use std::os::fd::AsFd;
+
+use rustix::{
+    io,
+    ioctl::{NoArg, Opcode, ioctl, opcode},
+    mm::{MlockAllFlags, mlockall},
+};
+
+/// Writes out the file system that `dir` is on and holds every write to it from now on.
+/// `EBUSY`: it is frozen already. `EOPNOTSUPP`: it cannot be.
+pub(super) fn freeze(dir: impl AsFd) -> io::Result<()> {
+    const FIFREEZE: Opcode = opcode::read_write::<i32>(b'X', 119);
+    // SAFETY: this opcode exists and takes no argument.
+    unsafe { ioctl(dir, NoArg::<FIFREEZE>::new()) }
+}
+
+/// Lets writes go on. `EINVAL`: it is not frozen.
+pub(super) fn thaw(dir: impl AsFd) -> io::Result<()> {
+    const FITHAW: Opcode = opcode::read_write::<i32>(b'X', 120);
+    // SAFETY: this opcode exists and takes no argument.
+    unsafe { ioctl(dir, NoArg::<FITHAW>::new()) }
+}
+
+/// Keeps all memory of this process resident, now and from now on.
+pub(super) fn lock_memory() -> io::Result<()> {
+    mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE)
+}
+
+/// Ignores the signals by which a service is asked to end.
+pub(super) fn ignore_termination() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        // SAFETY: ignoring a signal installs no handler, and these signals exist.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
