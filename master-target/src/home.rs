@@ -102,6 +102,12 @@ pub struct Home {
 impl Home {
     /// The replica for a stream that `agent` wants to send, with disks made for it if it is new.
     pub fn admit(&self, agent: &str, stream: &StreamInfo) -> Result<Replica, Rejected> {
+        self.prepare(agent, stream)?;
+        self.open_to_write(stream.id)
+    }
+
+    /// Checks whether `agent` may send `stream`, and makes disks and journal for it if it is new.
+    pub fn prepare(&self, agent: &str, stream: &StreamInfo) -> Result<(), Rejected> {
         let dir = folder(stream.id);
         if !Catalogue::exists(self.journal.as_ref(), &dir)? {
             self.check_new(agent, stream)?;
@@ -111,8 +117,7 @@ impl Home {
             Catalogue::create(&self.journal, &dir, agent, stream, targets)?;
             tracing::info!(vm = %stream.vm, stream = %stream.id, agent, "new replication");
         }
-        let catalogue = Catalogue::open(&self.journal, &dir)?;
-        let known = catalogue.state();
+        let known = self.state(stream.id)?;
         if known.agent != agent {
             let reason = format!("stream {} of VM {} belongs to another agent", stream.id, known.stream.vm);
             return Err(Rejected::new(Refusal::NotYours, reason));
@@ -124,14 +129,19 @@ impl Home {
             );
             return Err(Rejected::new(Refusal::BadRequest, reason));
         }
-        if let Some(restore) = known.restore {
+        if known.restore.is_some() {
             let reason = format!(
-                "VM {} is restored to the point that ends layer {}: undo the restore (`restore --undo`) to replicate on",
-                stream.vm, restore.to
+                "VM {} is restored to a point: undo that (`homeward-master-target restore --undo`) to replicate on",
+                stream.vm
             );
             return Err(Rejected::new(Refusal::Restored, reason));
         }
-        let replica = self.open(stream.id)?;
+        Ok(())
+    }
+
+    /// Opens a stream that is about to be written.
+    pub fn open_to_write(&self, stream: StreamId) -> Result<Replica, Rejected> {
+        let replica = self.open(stream)?;
         self.mark_written(replica.state())?;
         Ok(replica)
     }
@@ -163,7 +173,7 @@ impl Home {
 
     /// What a stream's catalogue says, without opening its disks.
     pub fn state(&self, stream: StreamId) -> Result<State, JournalError> {
-        Ok(Catalogue::open(&self.journal, &folder(stream))?.state().clone())
+        Catalogue::peek(self.journal.as_ref(), &folder(stream))
     }
 
     fn check_new(&self, agent: &str, stream: &StreamInfo) -> Result<(), Rejected> {

@@ -1,9 +1,17 @@
 //! The master target: applies frames to VMware disks and keeps recovery points.
+//!
+//! Layers, lowest first: `vmdk`, `datastore`, `journal` → `replica`, `restore` → `home` → `node` → `status`,
+//! `metrics` → `driver` → `admin`; beside them `config`.
 
+pub mod admin;
+pub mod config;
 pub mod datastore;
+pub mod driver;
 pub mod home;
 pub mod journal;
+pub mod metrics;
 pub mod node;
 pub mod replica;
 pub mod restore;
+pub mod status;
 pub mod vmdk;

@@ -1,3 +1,128 @@
 //! The `homeward-master-target` command.
 
-fn main() {}
+mod cli;
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use engine::{
+    net::{Credentials, Listener, Role},
+    service::{
+        admin::AdminServer,
+        exit, logging,
+        metrics::{self, MetricsServer},
+        shutdown::Shutdown,
+    },
+};
+use master_target::{admin, config::Config, driver::Server, metrics::Metrics};
+
+const EXAMPLES: &str = "\
+Examples:
+  homeward-master-target serve --config /etc/homeward/master-target.toml
+  homeward-master-target status
+  homeward-master-target points web-01
+  homeward-master-target restore web-01 --point latest
+  homeward-master-target restore web-01 --point 2026-11-23T02:00:00Z
+  homeward-master-target restore web-01 --undo      (replication can go on again)
+
+`points` and `restore` also work while the service does not run.
+
+Exit codes: 0 done, 1 failed, 2 wrong arguments, 3 unusable configuration,
+4 not running or not reachable, 5 refused (nothing was changed), 130 interrupted.";
+
+/// Applies replicated frames to VMware disks and keeps recovery points.
+#[derive(Debug, Parser)]
+#[command(name = "homeward-master-target", version, after_help = EXAMPLES)]
+struct Cli {
+    /// The configuration file.
+    #[arg(long, global = true, default_value = "/etc/homeward/master-target.toml")]
+    config: PathBuf,
+
+    /// Print one JSON object instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+
+    /// What to log to stderr: `debug`, `engine::net=trace`. Else RUST_LOG, else `info`.
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service.
+    Serve,
+    /// How each VM's replication stands.
+    Status,
+    /// The recovery points of a VM, oldest first.
+    Points {
+        /// The VM.
+        vm: String,
+    },
+    /// Make a VM's disks what they were at a point; replication waits until that is undone.
+    Restore {
+        /// The VM.
+        vm: String,
+        /// `latest`, a point's id, or a time: the newest point taken at or before it.
+        #[arg(long, default_value = "latest")]
+        point: String,
+        /// Make the disks again what they were when replication stopped.
+        #[arg(long, conflicts_with = "point")]
+        undo: bool,
+    },
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    exit::run(cli.json, || {
+        let serving = matches!(cli.command, Command::Serve);
+        logging::init(cli.log.as_deref().or((!serving).then_some("warn")), serving && cli.json)?;
+        if let Command::Completions { shell } = cli.command {
+            clap_complete::generate(
+                shell,
+                &mut Cli::command(),
+                "homeward-master-target",
+                &mut std::io::stdout(),
+            );
+            return Ok(());
+        }
+        let config = Config::load(&cli.config)?;
+        match cli.command {
+            Command::Serve => tokio::runtime::Runtime::new()?.block_on(serve(config)),
+            Command::Status => cli::status(&config, cli.json),
+            Command::Points { vm } => cli::points(&config, &vm, cli.json),
+            Command::Restore { vm, undo: true, .. } => cli::restore(&config, &vm, None, cli.json),
+            Command::Restore { vm, point, .. } => cli::restore(&config, &vm, Some(&point), cli.json),
+            Command::Completions { .. } => Ok(()),
+        }
+    })
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let stop = Shutdown::on_signals()?;
+    let credentials = Credentials::load(&config.tls, Role::MasterTarget)?;
+    let (home, lock) = config.open_home()?;
+    let admin_server = AdminServer::bind(&config.admin)?;
+    let listener = Listener::bind(&config.listen, credentials.server(&[Role::ProcessServer])?).await?;
+    let mut registry = metrics::registry();
+    let server = Server::new(home, config.retention.retention(), Metrics::register(&mut registry));
+    if let Some(addr) = config.metrics {
+        let metrics = MetricsServer::bind(addr).await?;
+        tokio::spawn(metrics.serve(registry, Arc::new(|| Ok(())), stop.clone()));
+    }
+    let asked = Arc::clone(&server);
+    let answer = move |request, reporter| admin::answer(Arc::clone(&asked), request, reporter);
+    tokio::spawn(admin_server.serve(answer, stop.clone()));
+    tracing::info!(name = credentials.identity().name(), listen = %listener.local_addr()?, "ready");
+    server.serve(listener, stop).await;
+    drop(lock);
+    Ok(())
+}

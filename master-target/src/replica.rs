@@ -129,7 +129,7 @@ impl Replica {
     pub fn journal_bytes(&self) -> u64 {
         let state = self.state();
         let closed: u64 = state.points.values().filter(|p| p.layer > state.oldest).map(|p| p.log_bytes).sum();
-        closed + self.open.log.as_ref().map_or(0, Log::len)
+        closed + self.open.log.as_ref().map_or(0, Log::bytes)
     }
 
     /// Opens frames: decompresses them and checks that they continue the stream after `after`.
@@ -326,7 +326,7 @@ impl Replica {
         let sealed = SealedPoint {
             point: point.clone(),
             layer: self.catalogue.state().open,
-            log_bytes: self.open.log.as_ref().map_or(0, Log::len),
+            log_bytes: self.open.log.as_ref().map_or(0, Log::bytes),
             sealed_at: now,
             chain: position.chain,
         };

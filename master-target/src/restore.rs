@@ -105,7 +105,7 @@ impl Replica {
         // The view of the point needs no layer of this restore: it goes by the layers before it.
         let view = View::at(&self.storage, &self.dir, self.state(), restore.to)?;
         self.write_view(&view, Some(&mut log), progress)?;
-        let (layer, log_bytes) = (restore.layer, log.len());
+        let (layer, log_bytes) = (restore.layer, log.bytes());
         Ok(self.catalogue.append(Record::RestoreDone { layer, log_bytes })?)
     }
 

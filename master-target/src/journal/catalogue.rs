@@ -265,18 +265,17 @@ impl Catalogue {
         Self::open(storage, dir)
     }
 
-    /// Reads a catalogue. A torn last record, which cannot have been relied on, is cut off; a rotten copy of a
-    /// record is replaced from the other one; damage of both is an error that names the place.
+    /// What the catalogue in `dir` says, without touching it: somebody may be appending to it.
+    pub fn peek(storage: &dyn Storage, dir: &Path) -> Result<State, JournalError> {
+        Ok(read(storage, dir)?.1.state)
+    }
+
+    /// Opens a catalogue for appending. A torn last record, which cannot have been relied on, is cut off; a rotten
+    /// copy of a record is replaced from the other one; damage of both is an error that names the place.
     pub fn open(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Self, JournalError> {
         let path = dir.join(NAME);
-        let file = storage.open(&path).map_err(JournalError::io("open", &path))?;
-        let len = file.len().map_err(JournalError::io("measure", &path))?;
-        let mut bytes = vec![0; len as usize];
-        file.read_exact_at(&mut bytes, 0).map_err(JournalError::io("read", &path))?;
-        let parsed = parse(&bytes, &path)?;
-        if parsed.end < len {
-            file.set_len(parsed.end).and_then(|()| file.sync()).map_err(JournalError::io("cut", &path))?;
-        }
+        let (file, parsed) = read(storage.as_ref(), dir)?;
+        file.set_len(parsed.end).and_then(|()| file.sync()).map_err(JournalError::io("cut", &path))?;
         let (storage, dir) = (Arc::clone(storage), dir.to_owned());
         let (len, records, state) = (parsed.end, parsed.records, parsed.state);
         let mut catalogue = Self { storage, dir, file, len, records, written: len, state };
@@ -351,6 +350,15 @@ pub(super) struct Parsed {
     end: u64,
     /// Offset of a copy that had to be replaced by the other.
     rotten: Option<u64>,
+}
+
+fn read(storage: &dyn Storage, dir: &Path) -> Result<(Box<dyn StorageFile>, Parsed), JournalError> {
+    let path = dir.join(NAME);
+    let file = storage.open(&path).map_err(JournalError::io("open", &path))?;
+    let len = file.len().map_err(JournalError::io("measure", &path))?;
+    let mut bytes = vec![0; len as usize];
+    file.read_exact_at(&mut bytes, 0).map_err(JournalError::io("read", &path))?;
+    Ok((file, parse(&bytes, &path)?))
 }
 
 /// Reads the records in `bytes` in order.

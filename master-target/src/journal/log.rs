@@ -231,9 +231,9 @@ impl Log {
         Ok(false)
     }
 
-    /// Bytes.
+    /// Bytes written or queued.
     #[must_use]
-    pub fn len(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.len
     }
 

@@ -2,6 +2,8 @@
 //!
 //! Counts are bounded for CI; `HOMEWARD_ROUNDS=N` multiplies them (CONTRIBUTING.md).
 
+#![allow(clippy::unwrap_used)]
+
 mod scenario;
 
 use std::sync::Arc;
@@ -13,7 +15,7 @@ use engine::{
 use jiff::Timestamp;
 use master_target::{home::Home, replica::Replica};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use scenario::{Source, check_points, home, images, stream};
+use scenario::{Source, check_points, home as make_home, images, stream};
 
 fn rounds(base: u64) -> u64 {
     base * std::env::var("HOMEWARD_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(1)
@@ -31,7 +33,7 @@ fn apply(replica: &mut Replica, frames: &[Frame]) {
 fn every_point_restores_and_replication_goes_on() {
     for seed in 0..rounds(60) {
         let storage = Arc::new(SimStorage::new());
-        let home = home(&storage);
+        let home = make_home(&storage);
         let mut source = Source::new(seed);
         let mut rng = StdRng::seed_from_u64(seed);
         let mut replica = admit(&home);
@@ -68,7 +70,7 @@ fn record(seed: u64, batches: usize) -> Recording {
     let storage = Arc::new(SimStorage::new());
     let mut source = Source::new(seed);
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut replica = admit(&home(&storage));
+    let mut replica = admit(&make_home(&storage));
     let (mut frames, mut acks) = (Vec::new(), vec![(storage.log_len(), 0, 0)]);
     for _ in 0..batches {
         let batch: Vec<Frame> = (0..rng.random_range(1..4)).map(|_| source.next()).collect();
@@ -84,7 +86,7 @@ fn record(seed: u64, batches: usize) -> Recording {
 fn check_crash(recording: &Recording, at: usize, storage: SimStorage, what: &str) {
     let storage = &Arc::new(storage);
     let acked = recording.acks.iter().rev().find(|(log, ..)| *log <= at).copied();
-    let home = home(storage);
+    let home = make_home(storage);
     let mut replica = match home.admit("agent-1", &stream()) {
         Ok(replica) => replica,
         Err(error) => panic!("seed, {what} at {at} ({}): {error}", recording.storage.describe(at.max(1) - 1)),
@@ -124,7 +126,7 @@ fn a_power_cut_during_a_restore_or_its_undo_loses_nothing() {
         let recording = record(seed + 100, 10);
         let (storage, points) = (&recording.storage, &recording.source.points);
         let Some((first, _)) = points.first() else { continue };
-        let mut replica = admit(&home(storage));
+        let mut replica = admit(&make_home(storage));
         let start = storage.log_len();
         let point = replica.state().point(*first).unwrap().clone();
         replica.restore(&point, &mut |_, _| {}).unwrap();
@@ -139,7 +141,7 @@ fn a_power_cut_during_a_restore_or_its_undo_loses_nothing() {
                     _ => storage.power_cut(at, seed * 1000 + at as u64),
                 };
                 let storage = Arc::new(storage);
-                let mut replica = home(&storage).open(stream().id).unwrap();
+                let mut replica = make_home(&storage).open(stream().id).unwrap();
                 if at == restored {
                     assert!(images(&storage) == points[0].1, "a completed restore stays");
                 }
@@ -154,7 +156,7 @@ fn a_power_cut_during_a_restore_or_its_undo_loses_nothing() {
 fn a_full_disk_stops_replication_until_there_is_room() {
     for seed in 0..rounds(12) {
         let storage = Arc::new(SimStorage::new());
-        let home = home(&storage);
+        let home = make_home(&storage);
         let mut source = Source::new(seed);
         let mut replica = admit(&home);
         let mut stops = 0;
@@ -188,7 +190,7 @@ fn an_io_error_at_any_operation_loses_nothing() {
     for op in [SimOp::Write, SimOp::Sync, SimOp::Read, SimOp::Create, SimOp::SyncDir] {
         for nth in 1..40 {
             let mut storage = Arc::new(SimStorage::new());
-            let mut home = scenario::home(&storage);
+            let mut home = make_home(&storage);
             let mut source = Source::new(nth);
             let mut replica = admit(&home);
             storage.fail(op, nth, Fault::Io);
@@ -206,7 +208,7 @@ fn an_io_error_at_any_operation_loses_nothing() {
                             drop(replica);
                             replica = home.admit("agent-1", &stream()).unwrap_or_else(|_| {
                                 storage = Arc::new(SimStorage::clone(&storage));
-                                home = scenario::home(&storage);
+                                home = make_home(&storage);
                                 admit(&home)
                             });
                         }
@@ -217,7 +219,7 @@ fn an_io_error_at_any_operation_loses_nothing() {
             drop(replica);
             // A clone has no fault ordered any more.
             let storage = Arc::new(SimStorage::clone(&storage));
-            check_points(&storage, &mut admit(&scenario::home(&storage)), &source.points);
+            check_points(&storage, &mut admit(&make_home(&storage)), &source.points);
         }
     }
 }
@@ -237,7 +239,7 @@ fn a_rotten_byte_in_the_journal_is_named_or_harmless_never_applied() {
         let at = rng.random_range(0..len);
         storage.flip_bits(&path, at, 1 << rng.random_range(0..8)).unwrap();
 
-        let error = match home(&storage).open(stream().id) {
+        let error = match make_home(&storage).open(stream().id) {
             Err(error) => error.to_string(),
             Ok(mut replica) => {
                 let newest = images(&storage);
@@ -271,7 +273,7 @@ fn a_rotten_byte_in_the_journal_is_named_or_harmless_never_applied() {
 fn a_frame_that_was_tampered_with_is_refused_before_it_touches_a_disk() {
     let storage = Arc::new(SimStorage::new());
     let mut source = Source::new(1);
-    let mut replica = admit(&home(&storage));
+    let mut replica = admit(&make_home(&storage));
     let good = source.data();
     let mut other = Source::new(2);
     other.data();
@@ -286,7 +288,7 @@ fn a_frame_that_was_tampered_with_is_refused_before_it_touches_a_disk() {
 #[test]
 fn another_agent_or_another_set_of_disks_is_refused() {
     let storage = Arc::new(SimStorage::new());
-    let home = home(&storage);
+    let home = make_home(&storage);
     drop(admit(&home));
     let why = |agent: &str, change: &dyn Fn(&mut engine::frame::StreamInfo)| {
         let mut stream = stream();
@@ -308,7 +310,7 @@ fn another_agent_or_another_set_of_disks_is_refused() {
 fn the_oldest_points_are_retired_and_the_others_stay_exact() {
     for seed in 0..rounds(20) {
         let storage = Arc::new(SimStorage::new());
-        let home = home(&storage);
+        let home = make_home(&storage);
         let mut source = Source::new(seed);
         let mut replica = admit(&home);
         for _ in 0..40 {

@@ -1,0 +1,104 @@
+//! What the running service answers to the operator's commands, and how those commands ask.
+
+use std::sync::Arc;
+
+use engine::{
+    service::{
+        admin::{Failure, Reporter},
+        exit::{Code, WithCode},
+    },
+    units::StreamId,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    driver::{RestoreRequest, Server},
+    journal::SealedPoint,
+    status::StreamStatus,
+};
+
+/// A question to the service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "kebab-case")]
+pub enum Request {
+    /// How all VMs stand.
+    Status,
+    /// The points of a VM.
+    Points {
+        /// Its name.
+        vm: String,
+    },
+    /// Restore a VM's disks.
+    Restore {
+        /// Its name.
+        vm: String,
+        /// `latest`, an id or a time.
+        point: String,
+    },
+    /// Undo the restore of a VM's disks.
+    Undo {
+        /// Its name.
+        vm: String,
+    },
+}
+
+/// Its answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(Vec<StreamStatus>),
+    /// To [`Request::Points`].
+    Points(Vec<SealedPoint>),
+    /// To [`Request::Restore`] and [`Request::Undo`].
+    Restored(Box<StreamStatus>),
+}
+
+/// Answers a request.
+pub async fn answer(server: Arc<Server>, request: Request, reporter: Reporter) -> Result<Response, Failure> {
+    let find = async |vm: String| {
+        let server = Arc::clone(&server);
+        tokio::task::spawn_blocking(move || stream_of(&server.statuses()?, &vm))
+            .await
+            .map_err(anyhow::Error::new)?
+    };
+    let response = match request {
+        Request::Status => {
+            let server = Arc::clone(&server);
+            let statuses = tokio::task::spawn_blocking(move || server.statuses())
+                .await
+                .map_err(anyhow::Error::new)??;
+            Response::Status(statuses)
+        }
+        Request::Points { vm } => Response::Points(server.points(find(vm).await?)?),
+        Request::Restore { vm, point } => {
+            let select = point.parse().map_err(anyhow::Error::msg).with_code(Code::Usage)?;
+            let stream = find(vm).await?;
+            let status = server
+                .restore(stream, RestoreRequest::To(select), reporter)
+                .await
+                .with_code(Code::Refused)?;
+            Response::Restored(Box::new(status))
+        }
+        Request::Undo { vm } => {
+            let stream = find(vm).await?;
+            let status =
+                server.restore(stream, RestoreRequest::Undo, reporter).await.with_code(Code::Refused)?;
+            Response::Restored(Box::new(status))
+        }
+    };
+    Ok(response)
+}
+
+/// The stream that replicates `vm`; of several, the one with the newest point.
+pub fn stream_of(statuses: &[StreamStatus], vm: &str) -> anyhow::Result<StreamId> {
+    let newest = |status: &&StreamStatus| status.latest.as_ref().map(|latest| latest.point.taken_at);
+    let found = statuses.iter().filter(|status| status.vm == vm).max_by_key(newest);
+    found
+        .map(|status| status.stream)
+        .ok_or_else(|| {
+            let known: Vec<&str> = statuses.iter().map(|status| status.vm.as_str()).collect();
+            anyhow::anyhow!("no VM {vm:?} is replicated here; there are: {}", known.join(", "))
+        })
+        .with_code(Code::Refused)
+}

@@ -1,0 +1,116 @@
+//! The service's configuration file. A commented example is `master-target.toml` in this crate's folder.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+use engine::{
+    io::{Backend, DirLock, FolderStorage, Storage},
+    net::TlsFiles,
+    service::{config::ConfigError, quantity::Size},
+};
+use serde::Deserialize;
+
+use crate::{
+    datastore::Datastore,
+    home::{DeviceTarget, Home, Placement},
+    node::Retention,
+};
+
+/// `master-target.toml`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where process servers connect.
+    pub listen: String,
+    /// Folder of the journals, on a file system of its own.
+    pub journal: PathBuf,
+    /// The admin socket.
+    pub admin: PathBuf,
+    /// Where Prometheus metrics are served; loopback only.
+    pub metrics: Option<SocketAddr>,
+    /// Certificates.
+    pub tls: TlsFiles,
+    /// Datastores.
+    #[serde(default)]
+    pub datastore: Vec<Datastore>,
+    /// Where disks of new VMs go.
+    pub placement: Option<Placement>,
+    /// Disks that go to block devices.
+    #[serde(default)]
+    pub device: Vec<DeviceTarget>,
+    /// What is kept.
+    #[serde(default)]
+    pub retention: RetentionConfig,
+}
+
+/// `[retention]`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionConfig {
+    /// Points per VM.
+    pub points: usize,
+    /// Bytes of before-images per VM.
+    pub bytes: Size,
+}
+
+impl Default for RetentionConfig {
+    fn default() -> Self {
+        Self { points: 1440, bytes: Size(100 << 30) }
+    }
+}
+
+impl RetentionConfig {
+    /// As the node takes it.
+    #[must_use]
+    pub fn retention(&self) -> Retention {
+        Retention { points: self.points, bytes: self.bytes.0 }
+    }
+}
+
+impl Config {
+    /// Reads and checks the file.
+    pub fn load(path: &std::path::Path) -> Result<Self, ConfigError> {
+        let config: Config = engine::service::config::load(path)?;
+        let wrong = |message: String| Err(ConfigError::Inconsistent { path: path.to_owned(), message });
+        if let Some(placement) = &config.placement
+            && !config.datastore.iter().any(|datastore| datastore.name == placement.datastore)
+        {
+            return wrong(format!(
+                "[placement] names datastore {:?}, which no [[datastore]] is",
+                placement.datastore
+            ));
+        }
+        if config.placement.is_none() && config.device.is_empty() {
+            return wrong("neither [placement] nor [[device]]: there is nowhere to write to".into());
+        }
+        if config.retention.points == 0 {
+            return wrong("retention.points must be at least 1".into());
+        }
+        Ok(config)
+    }
+
+    /// Opens journals and datastores. The lock keeps every other process away from the journals.
+    pub fn open_home(&self) -> anyhow::Result<(Home, DirLock)> {
+        std::fs::create_dir_all(&self.journal).map_err(|e| {
+            anyhow::anyhow!("cannot create the journal folder {}: {e}", self.journal.display())
+        })?;
+        let lock = DirLock::acquire(&self.journal)?;
+        Ok((self.home()?, lock))
+    }
+
+    /// Journals and datastores, for looking only: another process may be writing them.
+    pub fn home(&self) -> anyhow::Result<Home> {
+        let open = |path: &PathBuf| -> anyhow::Result<Arc<dyn Storage>> {
+            let storage = FolderStorage::open(path, Backend::Auto)
+                .map_err(|e| anyhow::anyhow!("cannot open the folder {}: {e}", path.display()))?;
+            Ok(Arc::new(storage))
+        };
+        let datastores = self.datastore.iter().map(|d| Ok((d.clone(), open(&d.path)?)));
+        Ok(Home {
+            journal: open(&self.journal)?,
+            datastores: datastores.collect::<anyhow::Result<_>>()?,
+            placement: self.placement.clone(),
+            devices: self.device.clone(),
+            backend: Backend::Auto,
+        })
+    }
+}

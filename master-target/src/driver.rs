@@ -1,0 +1,387 @@
+//! Runs stream nodes on real sockets, clocks and disks: a task per connection, a thread per stream.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use engine::{
+    frame::{Control, PROTOCOL, Refusal, StreamInfo},
+    limits,
+    net::{Incoming, Listener, NetError, Peer},
+    service::{admin::Reporter, shutdown::Shutdown},
+    session::{Link, Message},
+    units::StreamId,
+};
+use jiff::Timestamp;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    runtime::Handle,
+    sync::{mpsc, oneshot},
+};
+
+use crate::{
+    home::{Home, Rejected},
+    journal::SealedPoint,
+    metrics::Metrics,
+    node::{Output, Retention, StreamNode},
+    restore::Select,
+    status::StreamStatus,
+};
+
+/// Bytes of one read from a socket; times [`QUEUE`] bounds what waits for a stream's thread.
+const READ: usize = 64 << 10;
+const QUEUE: usize = 32;
+
+/// All streams of this master target.
+pub struct Server {
+    home: Home,
+    retention: Retention,
+    metrics: Metrics,
+    streams: Mutex<HashMap<StreamId, Stream>>,
+    connections: std::sync::atomic::AtomicU64,
+    handle: Handle,
+}
+
+/// A stream's thread, as others see it.
+#[derive(Clone)]
+struct Stream {
+    events: mpsc::Sender<Event>,
+    status: Arc<Mutex<StreamStatus>>,
+}
+
+enum Event {
+    Connected {
+        connection: u64,
+        link: Link,
+        replies: mpsc::UnboundedSender<Bytes>,
+    },
+    Bytes {
+        connection: u64,
+        bytes: Bytes,
+    },
+    Closed {
+        connection: u64,
+    },
+    Restore {
+        request: RestoreRequest,
+        reporter: Reporter,
+        done: oneshot::Sender<Result<StreamStatus, String>>,
+    },
+}
+
+/// What to do with a VM's disks.
+#[derive(Clone, Debug)]
+pub enum RestoreRequest {
+    /// Make them what they were at a point.
+    To(Select),
+    /// Make them again what they were when replication stopped.
+    Undo,
+}
+
+impl Server {
+    /// A server for `home`. Must be called within a tokio runtime.
+    #[must_use]
+    pub fn new(home: Home, retention: Retention, metrics: Metrics) -> Arc<Self> {
+        let streams = Mutex::default();
+        let connections = std::sync::atomic::AtomicU64::new(0);
+        Arc::new(Self { home, retention, metrics, streams, connections, handle: Handle::current() })
+    }
+
+    /// Accepts connections until asked to stop.
+    pub async fn serve(self: Arc<Self>, listener: Listener, stop: Shutdown) {
+        loop {
+            let incoming = tokio::select! {
+                () = stop.requested() => return,
+                incoming = listener.accept() => incoming,
+            };
+            let (server, stop) = (Arc::clone(&self), stop.clone());
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = stop.requested() => {}
+                    () = server.connection(incoming) => {}
+                }
+            });
+        }
+    }
+
+    async fn connection(self: Arc<Self>, incoming: Incoming) {
+        let addr = incoming.addr();
+        match incoming.handshake().await {
+            Ok(peer) => {
+                let who = peer.identity.to_string();
+                match Arc::clone(&self).converse(peer).await {
+                    Ok(()) => tracing::info!(peer = %who, %addr, "disconnected"),
+                    Err(reason) => tracing::warn!(peer = %who, %addr, %reason, "closed a connection"),
+                }
+            }
+            Err(error) => {
+                self.metrics.refused(error.label());
+                tracing::warn!(%error, "refused a connection");
+            }
+        }
+    }
+
+    /// One connection: its `Hello`, then frames until it ends.
+    async fn converse(self: Arc<Self>, peer: Peer) -> Result<(), String> {
+        let who = peer.identity.to_string();
+        let (mut reader, mut writer) = tokio::io::split(peer.stream);
+        let mut link = Link::new(None, Instant::now());
+        let mut buffer = vec![0; READ];
+        let hello = async {
+            loop {
+                if let Some(message) = link.poll_message().map_err(|e| e.to_string())? {
+                    return Ok(message);
+                }
+                let read =
+                    reader.read(&mut buffer).await.map_err(|e| NetError::from_io(&who, e).to_string())?;
+                if read == 0 {
+                    return Err("closed before it said hello".to_owned());
+                }
+                link.handle_bytes(&buffer[..read], Instant::now());
+            }
+        };
+        let message =
+            tokio::time::timeout(limits::HANDSHAKE, hello).await.map_err(|_| "no hello in time")??;
+        let Message::Control(Control::Hello { protocol, agent, stream }) = message else {
+            return Err("expected a hello".into());
+        };
+        tracing::info!(peer = %who, vm = %stream.vm, stream = %stream.id, agent, "connected");
+        let id = stream.id;
+        let handle = match Arc::clone(&self).admit(protocol, agent, stream).await {
+            Ok(handle) => handle,
+            Err(Rejected { why, reason }) => {
+                self.metrics.refused("stream");
+                let refused = Control::Refused { why, reason: reason.clone() }.to_frame(id);
+                // The refusal is courtesy: the connection ends either way.
+                let _ = writer.write_all(refused.bytes()).await;
+                let _ = writer.shutdown().await;
+                return Err(reason);
+            }
+        };
+        let connection = self.connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let (replies, mut outgoing) = mpsc::unbounded_channel::<Bytes>();
+        let gone = |_| "the stream has stopped".to_owned();
+        handle.events.send(Event::Connected { connection, link, replies }).await.map_err(gone)?;
+        let write = async {
+            while let Some(bytes) = outgoing.recv().await {
+                writer.write_all(&bytes).await?;
+                writer.flush().await?;
+            }
+            // The node closed the connection: say goodbye properly, so that what was written arrives.
+            writer.shutdown().await
+        };
+        let read = async {
+            loop {
+                let read = reader.read(&mut buffer).await?;
+                if read == 0 {
+                    return Ok(());
+                }
+                let bytes = Bytes::copy_from_slice(&buffer[..read]);
+                if handle.events.send(Event::Bytes { connection, bytes }).await.is_err() {
+                    return Ok(());
+                }
+            }
+        };
+        let result: std::io::Result<()> =
+            tokio::select! { result = read => result, result = write => result };
+        // The stream may have stopped already.
+        let _ = handle.events.send(Event::Closed { connection }).await;
+        result.map_err(|e| NetError::from_io(&who, e).to_string())
+    }
+
+    async fn admit(
+        self: Arc<Self>,
+        protocol: u16,
+        agent: String,
+        stream: StreamInfo,
+    ) -> Result<Stream, Rejected> {
+        if protocol != PROTOCOL {
+            let reason = format!(
+                "the process server speaks protocol {protocol}, this master target {PROTOCOL}: upgrade the older"
+            );
+            return Err(Rejected { why: Refusal::Protocol, reason });
+        }
+        let task = tokio::task::spawn_blocking(move || {
+            self.home.prepare(&agent, &stream)?;
+            self.stream(stream.id)
+        });
+        task.await.unwrap_or_else(|e| Err(Rejected { why: Refusal::Unavailable, reason: e.to_string() }))
+    }
+
+    /// The stream's thread, started if it does not run. Blocks.
+    fn stream(self: &Arc<Self>, id: StreamId) -> Result<Stream, Rejected> {
+        let mut streams = lock(&self.streams);
+        streams.retain(|_, stream| !stream.events.is_closed());
+        if let Some(stream) = streams.get(&id) {
+            return Ok(stream.clone());
+        }
+        if streams.len() >= limits::STREAMS {
+            let reason =
+                format!("{} streams are served already, the most this master target takes", limits::STREAMS);
+            return Err(Rejected { why: Refusal::Unavailable, reason });
+        }
+        let node = StreamNode::new(self.home.open_to_write(id)?, self.retention);
+        let (events, inbox) = mpsc::channel(QUEUE);
+        let status = Arc::new(Mutex::new(StreamStatus::of(&node)));
+        let stream = Stream { events, status: Arc::clone(&status) };
+        let server = Arc::clone(self);
+        let body = move || Actor { node, inbox, status, server, connection: None }.run();
+        std::thread::Builder::new().name("stream".into()).spawn(body).map_err(|e| Rejected {
+            why: Refusal::Unavailable,
+            reason: format!("cannot start a thread: {e}"),
+        })?;
+        streams.insert(id, stream.clone());
+        Ok(stream)
+    }
+
+    /// All streams: those that run as they are now, others as their catalogue says. Blocks.
+    pub fn statuses(&self) -> anyhow::Result<Vec<StreamStatus>> {
+        let running = lock(&self.streams).clone();
+        let streams = self.home.streams()?.into_iter().map(|id| match running.get(&id) {
+            Some(stream) if !stream.events.is_closed() => Ok(lock(&stream.status).clone()),
+            _ => Ok(StreamStatus::at_rest(&self.home.state(id)?)),
+        });
+        streams.collect()
+    }
+
+    /// What a stream's catalogue says. Blocks.
+    pub fn points(&self, stream: StreamId) -> anyhow::Result<Vec<SealedPoint>> {
+        Ok(self.home.state(stream)?.points.into_values().collect())
+    }
+
+    /// Restores a stream's disks, or undoes that.
+    pub async fn restore(
+        self: Arc<Self>,
+        stream: StreamId,
+        request: RestoreRequest,
+        reporter: Reporter,
+    ) -> anyhow::Result<StreamStatus> {
+        let server = Arc::clone(&self);
+        let handle = tokio::task::spawn_blocking(move || server.stream(stream)).await??;
+        let (done, result) = oneshot::channel();
+        let stopped = || anyhow::anyhow!("the stream has stopped; look into the log");
+        handle.events.send(Event::Restore { request, reporter, done }).await.map_err(|_| stopped())?;
+        result.await.map_err(|_| stopped())?.map_err(anyhow::Error::msg)
+    }
+}
+
+/// A stream's thread.
+struct Actor {
+    node: StreamNode,
+    inbox: mpsc::Receiver<Event>,
+    status: Arc<Mutex<StreamStatus>>,
+    server: Arc<Server>,
+    /// The present connection and the way to its socket.
+    connection: Option<(u64, mpsc::UnboundedSender<Bytes>)>,
+}
+
+impl Actor {
+    fn run(mut self) {
+        let vm = self.node.replica().state().stream.vm.clone();
+        loop {
+            while let Ok(event) = self.inbox.try_recv() {
+                self.handle(event);
+            }
+            let now = Instant::now();
+            if self.node.has_work(now) {
+                match self.node.commit(now, Timestamp::now()) {
+                    Ok(sealed) => sealed.iter().for_each(|point| {
+                        tracing::info!(vm, point = %point.point.id, layer = point.layer, "sealed a point");
+                    }),
+                    Err(error) => {
+                        tracing::error!(vm, %error, "stopped the stream; it is opened again when its sender comes back");
+                        self.server.metrics.error(&vm);
+                        return;
+                    }
+                }
+                self.flush();
+                continue;
+            }
+            self.flush();
+            // A minute without anything to do is worth a look at the clock.
+            let until = self.node.poll_timeout().unwrap_or(now + Duration::from_secs(60));
+            let wait = tokio::time::timeout_at(until.into(), self.inbox.recv());
+            match self.server.handle.clone().block_on(wait) {
+                Ok(Some(event)) => self.handle(event),
+                Ok(None) => return,
+                Err(_) => self.node.handle_timeout(Instant::now()),
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now = Instant::now();
+        let current = self.connection.as_ref().map(|(connection, _)| *connection);
+        match event {
+            Event::Connected { connection, link, replies } => {
+                self.connection = Some((connection, replies));
+                self.node.handle_connected(link, now);
+            }
+            Event::Bytes { connection, bytes } if Some(connection) == current => {
+                self.node.handle_bytes(&bytes, now)
+            }
+            Event::Closed { connection } if Some(connection) == current => {
+                self.connection = None;
+                self.node.handle_closed();
+            }
+            Event::Bytes { .. } | Event::Closed { .. } => {}
+            Event::Restore { request, reporter, done } => {
+                // Replication waits from here on: its sender is told so when it connects again.
+                self.connection = None;
+                self.node.handle_closed();
+                let result = self.restore(&request, &reporter).map_err(|e| e.to_string());
+                self.flush();
+                // Who asked may have gone.
+                let _ = done.send(result);
+            }
+        }
+        self.flush();
+    }
+
+    fn restore(
+        &mut self,
+        request: &RestoreRequest,
+        reporter: &Reporter,
+    ) -> Result<StreamStatus, crate::replica::ReplicaError> {
+        let replica = self.node.replica_mut();
+        match request {
+            RestoreRequest::To(select) => {
+                let point = replica.select(select)?;
+                replica.restore(&point, &mut |done, all| reporter.report("restoring", done, all))?;
+            }
+            RestoreRequest::Undo => {
+                replica.undo_restore(&mut |done, all| reporter.report("undoing", done, all))?
+            }
+        }
+        Ok(StreamStatus::of(&self.node))
+    }
+
+    /// Sends what the node wants sent, and tells others how it stands.
+    fn flush(&mut self) {
+        while let Some(output) = self.node.poll_output() {
+            match output {
+                Output::Send(bytes) => {
+                    if let Some((_, replies)) = &self.connection {
+                        // A closed channel means that the socket is gone; its reader says so.
+                        let _ = replies.send(bytes);
+                    }
+                }
+                Output::Close(reason) => {
+                    tracing::warn!(stream = %self.node.replica().state().stream.id, reason, "closing the connection");
+                    self.connection = None;
+                }
+            }
+        }
+        let status = StreamStatus::of(&self.node);
+        self.server.metrics.stream(&status);
+        *lock(&self.status) = status;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // The data is replaced as a whole: a panic elsewhere leaves it whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,105 @@
+//! How a stream stands, as operators and metrics see it.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use engine::units::StreamId;
+
+use crate::{
+    journal::{Phase, SealedPoint, State, TargetDisk},
+    node::StreamNode,
+};
+
+/// One VM's replication.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StreamStatus {
+    /// The VM.
+    pub vm: String,
+    /// Its stream.
+    pub stream: StreamId,
+    /// Its agent.
+    pub agent: String,
+    /// Where its disks are.
+    pub targets: Vec<TargetDisk>,
+    /// Bytes of its disks.
+    pub disk_bytes: u64,
+    /// Whether a process server is connected.
+    pub connected: bool,
+    /// Last frame that is durable; `None` while nobody has it open.
+    pub durable_frame: Option<u64>,
+    /// Points kept.
+    pub points: usize,
+    /// The newest of them.
+    pub latest: Option<SealedPoint>,
+    /// Bytes of before-images; `None` while nobody has it open.
+    pub journal_bytes: Option<u64>,
+    /// Why replication waits, if it does.
+    pub hold: Option<String>,
+    /// Whether its disks are restored to a point.
+    pub restore: Option<Phase>,
+    /// Frame bytes received since it was opened.
+    pub wire_bytes: u64,
+    /// Bytes of content applied since it was opened.
+    pub logical_bytes: u64,
+    /// Connections closed because of what the peer sent, since it was opened.
+    pub peer_errors: u64,
+}
+
+impl StreamStatus {
+    /// Of a stream that is open.
+    #[must_use]
+    pub fn of(node: &StreamNode) -> Self {
+        let (replica, counts) = (node.replica(), node.counts());
+        Self {
+            connected: node.is_connected(),
+            durable_frame: Some(replica.position().seq.0),
+            journal_bytes: Some(replica.journal_bytes()),
+            hold: node.hold().map(str::to_owned),
+            wire_bytes: counts.wire_bytes,
+            logical_bytes: counts.logical_bytes,
+            peer_errors: counts.peer_errors,
+            ..Self::at_rest(replica.state())
+        }
+    }
+
+    /// Of a stream that nobody has open, from its catalogue.
+    #[must_use]
+    pub fn at_rest(state: &State) -> Self {
+        Self {
+            vm: state.stream.vm.clone(),
+            stream: state.stream.id,
+            agent: state.agent.clone(),
+            targets: state.targets.clone(),
+            disk_bytes: state.stream.disks.iter().map(|disk| disk.bytes).sum(),
+            connected: false,
+            durable_frame: None,
+            points: state.points.len(),
+            latest: state.points.values().next_back().cloned(),
+            journal_bytes: None,
+            hold: None,
+            restore: state.restore.map(|restore| restore.phase),
+            wire_bytes: 0,
+            logical_bytes: 0,
+            peer_errors: 0,
+        }
+    }
+
+    /// Seconds since the newest point was taken.
+    #[must_use]
+    pub fn point_age_seconds(&self, now: Timestamp) -> Option<f64> {
+        self.latest.as_ref().map(|latest| now.duration_since(latest.point.taken_at).as_secs_f64().max(0.0))
+    }
+
+    /// In a word, for people.
+    #[must_use]
+    pub fn state_word(&self) -> &'static str {
+        match (self.restore, &self.hold, self.connected) {
+            (Some(Phase::Restoring), ..) => "restoring",
+            (Some(Phase::Restored), ..) => "restored",
+            (Some(Phase::Undoing), ..) => "undoing",
+            (None, Some(_), _) => "waiting",
+            (None, None, true) => "replicating",
+            (None, None, false) => "disconnected",
+        }
+    }
+}
