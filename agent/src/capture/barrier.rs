@@ -70,6 +70,13 @@ pub struct Learned {
     pace: Pace,
 }
 
+impl Learned {
+    /// Notes blocks that a harvest between points found marked.
+    pub fn note(&mut self, disk: DiskIndex, marked: &ExtentSet) {
+        self.heat.note(disk, marked);
+    }
+}
+
 /// How fast residuals are read, in bytes per second.
 #[derive(Debug)]
 struct Pace(f64);
@@ -201,7 +208,7 @@ impl Barrier {
         }
         let began = source.clock.now();
         let guard = freezer.freeze()?;
-        // From here to `thaw`: memory and reads only. No log, no file, no allocation that would need a disk.
+        // From here to `thaw`: memory and reads of the disks, no log and no file.
         let left = limits::FREEZE.saturating_sub(source.clock.now().duration_since(began)) / 2;
         let bounds = Bounds { bytes: learned.pace.bytes_within(left), drain: left };
         let outcome = self.bounded_round(source, learned, &bounds);

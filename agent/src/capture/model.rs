@@ -108,7 +108,7 @@ impl Bench {
         if !self.source.is_clean() {
             return Err("the point exists, yet blocks are dirty".into());
         }
-        self.vm.check_image(&self.target)
+        self.vm.at_last_flip().check(&self.target)
     }
 }
 

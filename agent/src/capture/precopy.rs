@@ -90,7 +90,7 @@ fn read(source: &mut Source, disk: DiskIndex, pieces: &[Extent]) -> Batch {
 }
 
 /// Blocks of one granule of a disk's dirty map. Divides [`READ_BLOCKS`], so that pieces are whole granules.
-pub(super) fn granule_blocks(source: &Source, disk: DiskIndex) -> usize {
+pub(crate) fn granule_blocks(source: &Source, disk: DiskIndex) -> usize {
     1 << source.tracker.maps(disk).dirty.granularity().shift
 }
 
@@ -102,9 +102,7 @@ pub(super) fn read_error(disk: &str, offset: u64, source: io::Error) -> CaptureE
     CaptureError::Read { disk: disk.into(), offset, source }
 }
 
-const _: () = assert!(
-    // The largest granule, of the largest disk.
-    READ_BLOCKS as u64
-        % (limits::DISK_BYTES / BLOCK_BYTES).div_ceil(limits::DIRTY_MAP_BYTES * 8).next_power_of_two()
-        == 0
-);
+/// Blocks of the largest granule, that of the largest disk.
+const LARGEST_GRANULE: u64 =
+    (limits::DISK_BYTES / BLOCK_BYTES).div_ceil(limits::DIRTY_MAP_BYTES * 8).next_power_of_two();
+const _: () = assert!((READ_BLOCKS as u64).is_multiple_of(LARGEST_GRANULE));

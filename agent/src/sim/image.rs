@@ -27,8 +27,8 @@ pub(super) fn stamp(block: &mut [u8], second_half: bool, version: u64) {
 type Written = (usize, u64, u64);
 
 /// What was written when, as far as the last flip is concerned.
-#[derive(Debug)]
-pub(super) struct History {
+#[derive(Clone, Debug)]
+pub struct History {
     now: Vec<Vec<Versions>>,
     at_flip: Vec<Vec<Versions>>,
     /// By disk and block, for each version from 1 on, the write that was acknowledged before it was issued.
@@ -67,7 +67,12 @@ impl History {
         self.at_flip.clone_from(&self.now);
     }
 
-    pub(super) fn check(&self, image: &[Vec<u8>]) -> Result<(), String> {
+    /// Whether `image` may be the disks at the flip, as a power cut there might have left them: every write
+    /// acknowledged before it is in, none issued after it, none torn, no effect without its cause.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn check(&self, image: &[Vec<u8>]) -> Result<(), String> {
         let mut found: Vec<Vec<u64>> = Vec::new();
         for (disk, bytes) in image.iter().enumerate() {
             let mut versions = Vec::new();

@@ -6,8 +6,8 @@
 //! number of such steps happens first, so that every interleaving can come up; the same seed gives the same.
 //!
 //! Writers write block versions ([`version_at`]) and keep to the order that matters to applications: a write may
-//! depend on another, on any disk, that was acknowledged before it was issued. [`SimVm::check_image`] knows what
-//! a disk may look like at the last flip.
+//! depend on another, on any disk, that was acknowledged before it was issued. [`SimVm::at_last_flip`] knows what
+//! the disks may look like at the last flip.
 //!
 //! It is part of the library and not behind `cfg(test)`, so that the tests of other crates can use it.
 
@@ -24,13 +24,17 @@ use std::{
 use engine::{
     dirty_map::Granularity,
     io::Device,
-    units::{BLOCK_BYTES, DiskIndex},
+    units::{BLOCK_BYTES, Block, DiskIndex},
 };
 use jiff::Timestamp;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-pub use self::{device::SimDisk, image::version_at, tracker::SimTracker};
-use self::{image::History, tracker::Marks, writers::Writer};
+pub use self::{
+    device::SimDisk,
+    image::{History, version_at},
+    tracker::SimTracker,
+};
+use self::{tracker::Marks, writers::Writer};
 use crate::{
     capture::{Clock, FreezeError, Freezer, Frozen, Source},
     tracker::DiskMaps,
@@ -113,13 +117,38 @@ impl SimVm {
         self.lock().disks[usize::from(disk.0)].clone()
     }
 
-    /// Whether `image` may be the disks at the last flip, as a power cut there might have left them: every write
-    /// acknowledged before it is in, none issued after it, none torn, no effect without its cause.
-    ///
-    /// # Errors
-    /// What is wrong, in words.
-    pub fn check_image(&self, image: &[Vec<u8>]) -> Result<(), String> {
-        self.lock().history.check(image)
+    /// What the disks may look like at the last flip.
+    #[must_use]
+    pub fn at_last_flip(&self) -> History {
+        self.lock().history.clone()
+    }
+
+    /// Panics unless every block in which `target` differs from the disks is in a map, marked by the tracker, or
+    /// being written: invariant 2, when nothing is in flight that `target` does not hold.
+    pub fn check_accounted(&self, target: &[Vec<u8>]) {
+        let world = self.lock();
+        for (index, (disk, target)) in world.disks.iter().zip(target).enumerate() {
+            let DiskMaps { dirty, sent } = &self.maps[index];
+            for (block, (is, was)) in disk.chunks(BLOCK).zip(target.chunks(BLOCK)).enumerate() {
+                let (start, end) = (Block(block as u64), Block(block as u64 + 1));
+                let known = [dirty, &sent[0], &sent[1]].iter().any(|map| map.any(start, end))
+                    || world.marks.is_marked(index, start.0)
+                    || world.writers.iter().any(|writer| writer.is_writing(index, start.0));
+                assert!(is == was || known, "disk {index} {start} differs and nobody knows");
+            }
+        }
+    }
+
+    /// Writes every block once, marking none: for disks that are dirty anyway.
+    pub fn fill(&self) {
+        let World { disks, history, .. } = &mut *self.lock();
+        for (index, disk) in disks.iter_mut().enumerate() {
+            for (block, bytes) in (0..).zip(disk.chunks_mut(BLOCK)) {
+                let version = history.begin(index, block, None);
+                history.acknowledge(index, block, version);
+                [false, true].into_iter().for_each(|half| image::stamp(bytes, half, version));
+            }
+        }
     }
 
     /// Lets the writers work, as they do whenever the agent does something.

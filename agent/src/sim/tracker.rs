@@ -57,6 +57,10 @@ impl Marks {
         marked[disk].insert(block);
     }
 
+    pub(super) fn is_marked(&self, disk: usize, block: u64) -> bool {
+        [&self.issued, &self.completed, &self.ended].iter().any(|marks| marks[disk].contains(&block))
+    }
+
     pub(super) fn enter_flight(&mut self, generation: u64) {
         *self.flight.entry(generation).or_default() += 1;
     }

@@ -15,6 +15,10 @@ impl Writer {
     pub(super) fn is_busy(&self) -> bool {
         self.write.is_some()
     }
+
+    pub(super) fn is_writing(&self, disk: usize, block: u64) -> bool {
+        self.write.is_some_and(|write| (write.disk, write.block) == (disk, block))
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -102,8 +106,7 @@ fn begin(world: &mut World, index: usize) -> Option<Write> {
     let blocks = (world.disks[disk].len() / BLOCK) as u64;
     let within = if world.rng.random_bool(0.5) { blocks.div_ceil(8) } else { blocks };
     let block = world.rng.random_range(0..within);
-    let taken = |writer: &Writer| writer.write.is_some_and(|w| (w.disk, w.block) == (disk, block));
-    if world.writers.iter().any(taken) {
+    if world.writers.iter().any(|writer| writer.is_writing(disk, block)) {
         return None;
     }
     let version = world.history.begin(disk, block, world.writers[index].last);

@@ -1,0 +1,295 @@
+//! A node against a simulated VM and a simulated process server that loses connections, frames and its spool,
+//! while the agent is killed and started again: every sealed point is exact, and the target always catches up.
+
+mod peer;
+
+use std::{collections::HashMap, time::Duration};
+
+use engine::{
+    frame::{DiskInfo, Frame, Kind as FrameKind, Opened, StreamInfo},
+    net::Backoff,
+    point::PointId,
+    units::{Seq, StreamId},
+};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+use self::peer::Peer;
+use super::*;
+use crate::{
+    capture::{Clock, pack::Inline},
+    sim::{History, Plan, SimVm, version_at},
+};
+
+const STREAM: StreamId = StreamId(uuid::Uuid::from_u128(0x5eed));
+
+/// Everything on one seed.
+struct World {
+    rng: StdRng,
+    vm: SimVm,
+    plan: Plan,
+    node: Node,
+    peer: Peer,
+    /// What the disks may look like at a point.
+    legal: HashMap<PointId, History>,
+    answers: HashMap<RequestId, Result<Point, String>>,
+    lives: u64,
+}
+
+impl World {
+    fn new(plan: Plan, seed: u64) -> Self {
+        let vm = SimVm::new(&plan, seed);
+        let node = start(&vm, &plan, seed << 32);
+        Self {
+            rng: StdRng::seed_from_u64(seed),
+            peer: Peer::new(&plan.disks),
+            vm,
+            node,
+            plan,
+            legal: HashMap::new(),
+            answers: HashMap::new(),
+            lives: seed << 32,
+        }
+    }
+
+    fn now(&self) -> Instant {
+        self.vm.now()
+    }
+
+    fn outputs(&mut self) {
+        let now = self.now();
+        while let Some(output) = self.node.poll_output(now) {
+            match output {
+                Output::Dial => {
+                    self.peer.connect(now);
+                    self.node.handle_connected(now);
+                }
+                Output::Send(bytes) => {
+                    self.note_seal(&bytes);
+                    self.peer.to_peer.extend_from_slice(&bytes);
+                }
+                Output::Close(reason) => panic!("the agent found fault: {reason}"),
+                Output::Answer(request, answer) => drop(self.answers.insert(request, answer)),
+            }
+        }
+    }
+
+    /// A seal that leaves for the first time is of the last flip.
+    fn note_seal(&mut self, bytes: &Bytes) {
+        let frame = Frame::parse(bytes.clone()).unwrap();
+        if frame.header().kind == FrameKind::Seal {
+            let point: Point = serde_json::from_slice(&bytes[engine::frame::layout::HEADER..]).unwrap();
+            self.legal.entry(point.id).or_insert_with(|| self.vm.at_last_flip());
+        }
+    }
+
+    /// The node works, or time passes.
+    fn step(&mut self) {
+        let now = self.now();
+        self.node.handle_timeout(now);
+        match self.node.step(now) {
+            Step::Worked => (),
+            Step::Waits(Waiting::Until(until)) => {
+                let next = self.node.poll_timeout().map_or(until, |timeout| timeout.min(until));
+                self.pass(next.saturating_duration_since(now).min(Duration::from_millis(300)));
+            }
+            Step::Waits(_) => self.pass(Duration::from_millis(20)),
+        }
+        self.outputs();
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.vm.pause(time.max(Duration::from_micros(1)));
+    }
+
+    /// Bytes move, and the peer spools and makes durable, some of it.
+    fn exchange(&mut self, all: bool) {
+        let now = self.now();
+        let some = |rng: &mut StdRng, len: usize| if all { len } else { rng.random_range(0..=len) };
+        let bytes = some(&mut self.rng, self.peer.to_peer.len());
+        self.peer.receive(bytes, now);
+        let spooled = some(&mut self.rng, self.peer.unspooled());
+        self.peer.spool(spooled);
+        let durable = some(&mut self.rng, self.peer.undurable());
+        if let Some(point) = self.peer.make_durable(durable) {
+            if let Err(wrong) = self.legal[&point.id].check(&self.peer.target) {
+                panic!("point of {} is not exact: {wrong}", point.epoch);
+            }
+        }
+        self.peer.acknowledge();
+        let bytes = some(&mut self.rng, self.peer.to_agent.len());
+        let bytes: Vec<u8> = self.peer.to_agent.drain(..bytes).collect();
+        self.node.handle_bytes(&bytes, now);
+        self.outputs();
+    }
+
+    fn cut(&mut self) {
+        self.peer.disconnect();
+        self.node.handle_closed("cut", self.now());
+    }
+
+    fn restart_agent(&mut self) {
+        self.peer.disconnect();
+        self.answers.clear(); // Requests are numbered anew.
+        self.lives += 1;
+        self.node = start(&self.vm, &self.plan, self.lives);
+    }
+
+    fn accounting(&self) {
+        // Invariant 2, as far as the node can break it: what the target lacks is marked somewhere, or in flight.
+        self.vm.check_accounted(&self.peer.everything_received());
+    }
+
+    /// With the VM still and the connection good, the target becomes equal to the source.
+    fn converge(&mut self) {
+        self.vm.set_activity(2);
+        self.vm.quiesced(|| ());
+        self.vm.set_activity(0);
+        let request = self.node.handle_point_request();
+        for _ in 0..20_000 {
+            self.step();
+            self.exchange(true);
+            if let Some(answer) = self.answers.remove(&request) {
+                answer.expect("a point of a VM that is still");
+                for (disk, target) in self.peer.target.iter().enumerate() {
+                    let source = self.vm.bytes(DiskIndex(disk as u16));
+                    for (block, (is, was)) in target.chunks(4096).zip(source.chunks(4096)).enumerate() {
+                        let versions = (version_at(is), version_at(was));
+                        assert!(is == was, "disk {disk} block {block} differs at last: {versions:?}");
+                    }
+                }
+                return;
+            }
+        }
+        panic!("no point was made: {:?}", self.node.status(self.now()));
+    }
+}
+
+fn start(vm: &SimVm, plan: &Plan, seed: u64) -> Node {
+    let disks = plan.disks.iter().enumerate();
+    let disk = |(index, blocks): (usize, &u64)| {
+        let bytes = blocks * BLOCK_BYTES;
+        DiskInfo { name: format!("sd{index}"), bytes, used_bytes: bytes }
+    };
+    let stream = StreamInfo { id: STREAM, vm: "vm".into(), disks: disks.map(disk).collect() };
+    let mut ids = StdRng::seed_from_u64(seed);
+    let parts = Parts {
+        source: vm.source(),
+        kind: Kind::Ebpf,
+        freezer: Some(Box::new(vm.clone())),
+        packer: Box::new(Inline::new(0)),
+        backoff: Backoff::new(seed),
+        new_id: Box::new(move || PointId(uuid::Uuid::from_u128(ids.random()))),
+    };
+    let settings = Settings { agent: "vm".into(), stream, point_interval: Duration::from_millis(700) };
+    Node::new(settings, parts, vm.now())
+}
+
+fn plan_of(seed: u64) -> Plan {
+    Plan {
+        disks: [vec![24, 17], vec![40], vec![600, 8]][(seed % 3) as usize].clone(),
+        shift: (seed / 3 % 2) as u32,
+        writers: 1 + (seed % 5) as usize,
+        activity: [1, 2, 4][(seed / 5 % 3) as usize],
+    }
+}
+
+#[test]
+fn every_point_is_exact_and_the_target_catches_up_whatever_breaks() {
+    let (mut points, mut resets) = (0, 0);
+    for seed in 0..250 {
+        let outcome = std::panic::catch_unwind(|| {
+            let mut world = World::new(plan_of(seed), seed);
+            for _ in 0..700 {
+                match world.rng.random_range(0..400) {
+                    0..=1 => world.cut(),
+                    2 => world.restart_agent(),
+                    3 => {
+                        world.cut();
+                        world.peer.lose_unspooled();
+                    }
+                    4 => {
+                        world.cut();
+                        world.peer.lose_spool();
+                    }
+                    5 => drop(world.node.handle_point_request()),
+                    6..=200 => world.step(),
+                    _ => world.exchange(false),
+                }
+            }
+            world.accounting();
+            world.converge();
+            (world.peer.points, world.peer.resets)
+        });
+        let (found, reset) = outcome.unwrap_or_else(|panic| {
+            eprintln!("seed {seed} failed");
+            std::panic::resume_unwind(panic)
+        });
+        points += found;
+        resets += reset;
+    }
+    println!("{points} points, {resets} losses of the spool");
+    assert!(points > 500 && resets > 100);
+}
+
+#[test]
+fn a_target_that_lost_everything_gets_everything() {
+    let mut world = World::new(plan_of(1), 1);
+    world.converge();
+    world.cut();
+    world.peer = Peer::new(&world.plan.disks);
+    world.converge();
+}
+
+#[test]
+fn a_full_window_stops_reading_and_says_so() {
+    let plan = Plan { disks: vec![4096], shift: 0, writers: 0, activity: 0 };
+    let mut world = World::new(plan, 7);
+    world.vm.fill();
+    let mut waited = false;
+    for _ in 0..200 {
+        world.step();
+        let now = world.now();
+        let bytes = world.peer.to_peer.len();
+        world.peer.receive(bytes, now);
+        let bytes: Vec<u8> = world.peer.to_agent.drain(..).collect();
+        world.node.handle_bytes(&bytes, now);
+        waited |= world.node.step(now) == Step::Waits(Waiting::Window);
+    }
+    assert!(waited);
+    let held = world.node.status(world.now()).window_bytes;
+    assert!(held <= engine::limits::WINDOW_BYTES + engine::limits::FRAME_CONTENT, "{held}");
+    world.converge();
+}
+
+#[test]
+fn sent_blocks_are_remembered_in_bounded_memory_and_forgotten_when_durable() {
+    let mut world = World::new(plan_of(4), 4);
+    world.converge();
+    for _ in 0..200 {
+        world.step();
+        world.exchange(true);
+    }
+    let maps = world.node.source().tracker.maps(DiskIndex(0));
+    assert!(maps.dirty.is_empty());
+    assert!(maps.sent.iter().all(|half| half.is_empty()), "all is durable");
+    assert_eq!(world.node.status(world.now()).lag_bytes, 0);
+}
+
+#[test]
+fn a_request_is_answered_with_a_point_taken_after_it() {
+    let mut world = World::new(plan_of(2), 2);
+    world.converge();
+    let asked = world.vm.wall();
+    let request = world.node.handle_point_request();
+    while !world.answers.contains_key(&request) {
+        world.step();
+        world.exchange(true);
+    }
+    let point = world.answers.remove(&request).unwrap().unwrap();
+    assert!(point.taken_at >= asked);
+    assert_eq!(point.method, engine::point::Method::Barrier);
+    let status = world.node.status(world.now());
+    assert_eq!(status.points.last().unwrap().point, point);
+    assert_eq!(status.points.last().unwrap().state, PointState::Durable);
+    assert!(status.durable >= Seq(2));
+}

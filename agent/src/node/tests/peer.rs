@@ -1,0 +1,169 @@
+//! Process server and target in one: receives, spools, applies in order, acknowledges; loses what it is told to.
+
+use engine::{
+    frame::{Frame, Payload, Position},
+    session::{Link, Message, Receiver},
+};
+
+use super::*;
+use engine::frame::Control;
+
+pub(super) struct Peer {
+    link: Option<Link>,
+    greeted: bool,
+    receiver: Receiver,
+    /// Received, in order, and not yet durable; the first `spooled` of them are spooled.
+    frames: Vec<Frame>,
+    spooled: usize,
+    durable: Position,
+    pub(super) target: Vec<Vec<u8>>,
+    pub(super) to_peer: Vec<u8>,
+    pub(super) to_agent: Vec<u8>,
+    pub(super) points: u32,
+    pub(super) resets: u32,
+}
+
+impl Peer {
+    pub(super) fn new(disks: &[u64]) -> Self {
+        Self {
+            link: None,
+            greeted: false,
+            receiver: Receiver::at(Position::START, Seq(0)),
+            frames: Vec::new(),
+            spooled: 0,
+            durable: Position::START,
+            target: disks.iter().map(|blocks| vec![0xEE; (blocks * BLOCK_BYTES) as usize]).collect(),
+            to_peer: Vec::new(),
+            to_agent: Vec::new(),
+            points: 0,
+            resets: 0,
+        }
+    }
+
+    pub(super) fn connect(&mut self, now: Instant) {
+        self.disconnect();
+        self.link = Some(Link::new(None, now));
+    }
+
+    pub(super) fn disconnect(&mut self) {
+        self.link = None;
+        self.greeted = false;
+        self.to_peer.clear();
+        self.to_agent.clear();
+    }
+
+    /// Takes the next `bytes` bytes from the agent.
+    pub(super) fn receive(&mut self, bytes: usize, now: Instant) {
+        let Some(link) = &mut self.link else { return };
+        let bytes: Vec<u8> = self.to_peer.drain(..bytes).collect();
+        link.handle_bytes(&bytes, now);
+        loop {
+            let message = match &mut self.link {
+                Some(link) => link.poll_message().unwrap(),
+                None => return,
+            };
+            match message {
+                None => return,
+                Some(Message::Control(Control::Hello { agent, stream, .. })) => {
+                    assert_eq!((agent.as_str(), stream.id), ("vm", STREAM));
+                    let position = self.receiver.position();
+                    self.receiver = Receiver::at(position, self.durable.seq);
+                    self.spooled = self.frames.len();
+                    self.greeted = true;
+                    self.say(&Control::Welcome { position, durable: self.durable.seq, window: 8 << 20 });
+                }
+                Some(Message::Control(other)) => panic!("{other:?}"),
+                Some(Message::Frame(frame)) => {
+                    let before = self.receiver.position();
+                    self.receiver.handle_frame(&frame).unwrap();
+                    frame.open(before.chain).unwrap();
+                    self.frames.push(frame);
+                }
+            }
+        }
+    }
+
+    pub(super) fn unspooled(&self) -> usize {
+        self.frames.len() - self.spooled
+    }
+
+    pub(super) fn spool(&mut self, frames: usize) {
+        self.spooled += frames;
+        if let Some(last) = self.spooled.checked_sub(1) {
+            self.receiver.handle_spooled(self.frames[last].header().seq);
+        }
+    }
+
+    pub(super) fn undurable(&self) -> usize {
+        self.spooled
+    }
+
+    /// Applies the oldest frames; stops at the first point, which is then as the target stands.
+    pub(super) fn make_durable(&mut self, frames: usize) -> Option<Point> {
+        for _ in 0..frames {
+            let frame = self.frames.remove(0);
+            self.spooled -= 1;
+            let point = apply(&mut self.target, &frame, self.durable);
+            self.durable = Position::after(frame.header());
+            self.receiver.handle_durable(self.durable.seq);
+            if point.is_some() {
+                self.points += 1;
+                return point;
+            }
+        }
+        None
+    }
+
+    pub(super) fn acknowledge(&mut self) {
+        if self.greeted
+            && let Some(ack) = self.receiver.poll_ack()
+        {
+            self.say(&ack);
+        }
+    }
+
+    /// As after a crash: what was received but not spooled is gone.
+    pub(super) fn lose_unspooled(&mut self) {
+        self.frames.truncate(self.spooled);
+        let position = self.frames.last().map_or(self.durable, |frame| Position::after(frame.header()));
+        self.receiver = Receiver::at(position, self.durable.seq);
+    }
+
+    /// The spool is gone, although it was acknowledged.
+    pub(super) fn lose_spool(&mut self) {
+        self.resets += 1;
+        self.spooled = 0;
+        self.lose_unspooled();
+    }
+
+    /// The target, were everything received applied.
+    pub(super) fn everything_received(&self) -> Vec<Vec<u8>> {
+        let (mut target, mut at) = (self.target.clone(), self.durable);
+        for frame in &self.frames {
+            apply(&mut target, frame, at);
+            at = Position::after(frame.header());
+        }
+        target
+    }
+
+    fn say(&mut self, control: &Control) {
+        self.to_agent.extend_from_slice(control.to_frame(STREAM).bytes());
+    }
+}
+
+fn apply(target: &mut [Vec<u8>], frame: &Frame, before: Position) -> Option<Point> {
+    let content = match frame.open(before.chain).unwrap() {
+        Opened::Seal(point) => return Some(point),
+        Opened::Data(content) => content,
+    };
+    let target = &mut target[usize::from(frame.header().disk.0)];
+    for (extent, payload) in content.extents() {
+        let at = extent.offset() as usize..(extent.offset() + extent.bytes()) as usize;
+        match payload {
+            Payload::Data(data) => target[at].copy_from_slice(data),
+            Payload::Zero => target[at].fill(0),
+            Payload::Copy { .. } => panic!("nothing is copied"),
+        }
+    }
+    None
+}
