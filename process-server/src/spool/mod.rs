@@ -234,9 +234,9 @@ impl Spool {
     /// others are forgotten.
     pub fn append(&mut self, frames: &[Frame]) -> Result<(), SpoolError> {
         self.settle()?;
-        self.make_room(frames)?;
+        let (count, room) = self.make_room(frames)?;
         let limit = self.share.bounds().segment;
-        for frame in frames {
+        for frame in &frames[..count] {
             debug_assert_eq!(frame.header().seq, self.written.0.seq.next());
             let bytes = frame.bytes();
             if self.written.1 > MARK as u64 && self.written.1 + bytes.len() as u64 > limit {
@@ -248,11 +248,16 @@ impl Spool {
             }
             self.written = (Position::after(frame.header()), self.written.1 + bytes.len() as u64);
         }
-        self.sync()
+        self.sync()?;
+        room.map_err(SpoolError::Full)
     }
 
     /// Makes what was written safe.
     fn sync(&mut self) -> Result<(), SpoolError> {
+        if self.written.1 == self.last().len {
+            self.count();
+            return Ok(());
+        }
         if let Err(error) = self.tail_file().sync() {
             return Err(self.fail("sync", error));
         }
@@ -282,14 +287,27 @@ impl Spool {
         assert_eq!(self.written, (self.position(), self.last().len));
     }
 
-    /// Takes room for `frames`. When a segment that holds nothing new stands in the way it goes.
-    fn make_room(&mut self, frames: &[Frame]) -> Result<(), SpoolError> {
-        let bytes = frames.iter().map(|frame| (frame.bytes().len() + MARK) as u64).sum();
-        let first_try = self.share.take(bytes, self.free_space()?);
-        if first_try.is_err() && self.compact()? {
-            return self.share.take(bytes, self.free_space()?).map_err(SpoolError::Full);
+    /// Takes room for the first of `frames`; says for how many, and why not for all. When a segment that holds
+    /// nothing new stands in the way it goes.
+    fn make_room(&mut self, frames: &[Frame]) -> Result<(usize, Result<(), Full>), SpoolError> {
+        let first_try = self.take_room(frames)?;
+        if first_try.0 == 0 && !frames.is_empty() && self.compact()? {
+            return self.take_room(frames);
         }
-        first_try.map_err(SpoolError::Full)
+        Ok(first_try)
+    }
+
+    fn take_room(&mut self, frames: &[Frame]) -> Result<(usize, Result<(), Full>), SpoolError> {
+        let mut free = self.free_space()?;
+        for (count, frame) in frames.iter().enumerate() {
+            // Each may begin a segment.
+            let bytes = (frame.bytes().len() + MARK) as u64;
+            if let Err(full) = self.share.take(bytes, free) {
+                return Ok((count, Err(full)));
+            }
+            free = free.saturating_sub(bytes);
+        }
+        Ok((frames.len(), Ok(())))
     }
 
     fn free_space(&self) -> Result<u64, SpoolError> {

@@ -101,7 +101,7 @@ impl Spool {
     }
 
     /// Gives up everything from the damage on that the last [`SpoolError::Damaged`] told of. The agent must be
-    /// told that the stream ends there now; it sends the content again.
+    /// told that the stream ends there now; it sends the content again, and [`Self::read_next`] goes on with it.
     ///
     /// # Errors
     /// [`SpoolError::Io`]; the frames are given up all the same.
@@ -110,20 +110,21 @@ impl Spool {
     /// Unless the last call of [`Self::join`] or [`Self::read_next`] reported damage.
     pub fn cut(&mut self, flaw: Flaw) -> Result<Loss, SpoolError> {
         #[expect(clippy::expect_used, reason = "the contract, and nothing from outside decides it")]
-        let reader = self.reader.take().expect("damage was reported");
-        let index = self.index_of(&reader);
+        let reader = self.reader.as_ref().expect("damage was reported");
+        let (position, offset) = (reader.position, reader.offset);
+        let index = self.index_of(reader);
         let path = self.segments[index].path(&self.dir);
         let bytes: u64 = self.segments.iter().skip(index).map(|segment| segment.len).sum();
         let loss =
             Loss { path, offset: reader.offset, bytes: bytes - reader.offset, in_the_middle: true, flaw };
         self.segments.truncate(index + 1);
         let last = self.last_mut();
-        (last.end, last.len) = (reader.position, reader.offset);
+        (last.end, last.len) = (position, offset);
         self.tail = Tail::Unsure;
         self.strangers = true;
         self.forget_unsynced();
-        if self.durable.seq > reader.position.seq {
-            self.durable = reader.position;
+        if self.durable.seq > position.seq {
+            self.durable = position;
         }
         self.settle()?;
         Ok(loss)

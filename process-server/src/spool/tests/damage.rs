@@ -94,10 +94,11 @@ fn a_bit_flipped_while_running_is_named_and_never_forwarded() {
             assert!(found == path && offset <= at);
             let loss = spool.cut(flaw).unwrap();
             assert!(loss.path == path && loss.offset == offset && loss.bytes > 0);
-            check_holds(&mut spool, &life);
             let next = expected.next().unwrap();
             assert_eq!(spool.position().seq.next(), next.header().seq);
+            assert!(spool.read_next().unwrap().is_none());
             spool.append(std::slice::from_ref(next)).unwrap();
+            assert_eq!(spool.read_next().unwrap().unwrap().bytes(), next.bytes());
             check_holds(&mut spool, &life);
         }
     }

@@ -1,0 +1,399 @@
+//! Hop 2: the connection to the master target, which decides where the stream stands.
+
+use std::time::Instant;
+
+use engine::{
+    frame::{Control, PROTOCOL, Position, Refusal},
+    limits as engine_limits,
+    session::{Link, Message, SessionError},
+    units::Seq,
+};
+
+use super::{ConnectionId, Output, Store, StreamNode, TargetStatus, forward::Forward};
+use crate::spool::{Description, Spool, SpoolError, layout};
+
+/// The way to the master target.
+pub(super) enum Target {
+    /// Not connected; tried again at that time, if it is wanted then.
+    Idle {
+        retry: Option<Instant>,
+    },
+    Dialling {
+        conn: ConnectionId,
+    },
+    /// The Hello is said, for this agent and these disks.
+    Greeting {
+        conn: ConnectionId,
+        link: Link,
+        until: Instant,
+        asked_for: Description,
+    },
+    Up {
+        conn: ConnectionId,
+        link: Link,
+        forward: Forward,
+    },
+}
+
+/// What the master target's word means for the spool.
+enum Join {
+    /// The spool goes on from there.
+    Joined,
+    /// The spool was none or another, and now stands where the master target does.
+    Adopted,
+    /// The spool lost its end on the way, and goes on from there.
+    Shortened,
+}
+
+impl Target {
+    fn conn(&self) -> Option<ConnectionId> {
+        match self {
+            Target::Idle { .. } => None,
+            Target::Dialling { conn } | Target::Greeting { conn, .. } | Target::Up { conn, .. } => {
+                Some(*conn)
+            }
+        }
+    }
+
+    pub(super) fn bytes_in_flight(&self) -> usize {
+        if let Target::Up { forward, .. } = self { forward.bytes() } else { 0 }
+    }
+
+    fn link(&mut self) -> Option<&mut Link> {
+        match self {
+            Target::Greeting { link, .. } | Target::Up { link, .. } => Some(link),
+            Target::Idle { .. } | Target::Dialling { .. } => None,
+        }
+    }
+}
+
+impl StreamNode {
+    /// The connection that [`Output::DialTarget`] asked for is there.
+    pub fn handle_target_connected(&mut self, conn: ConnectionId, now: Instant) {
+        if !matches!(self.target, Target::Dialling { conn: dialled } if dialled == conn) {
+            return;
+        }
+        // Of an agent that is connected, the newest that is known of its disks' use.
+        let description = self.waiting_agent().or(self.spool().map(Spool::description)).cloned();
+        let Some(asked_for) = description else {
+            return self.close_target("nobody needs it any more", None);
+        };
+        let Description { agent, stream } = asked_for.clone();
+        let hello = Control::Hello { protocol: PROTOCOL, agent, stream };
+        let link = Link::new(Some(self.id), now);
+        self.target = Target::Greeting { conn, link, until: now + engine_limits::HANDSHAKE, asked_for };
+        self.say_to_target(&hello, now);
+    }
+
+    /// Bytes from the master target.
+    pub fn handle_target_bytes(&mut self, conn: ConnectionId, bytes: &[u8], now: Instant) {
+        if let (Some(_), Some(link)) = (self.target.conn().filter(|c| *c == conn), self.target.link()) {
+            link.handle_bytes(bytes, now);
+        }
+        while self.target.conn() == Some(conn) {
+            let message = match self.target.link().map(Link::poll_message) {
+                Some(Ok(Some(message))) => message,
+                Some(Err(error)) => return self.fail_target(&error.to_string(), now),
+                Some(Ok(None)) | None => return,
+            };
+            if let Err(error) = self.handle_target_message(message, now) {
+                return self.fail_target(&error.to_string(), now);
+            }
+        }
+    }
+
+    /// The connection to the master target has ended or could not be made: `reason`.
+    pub fn handle_target_closed(&mut self, conn: ConnectionId, reason: &str, now: Instant) {
+        if self.target.conn() == Some(conn) {
+            self.target = Target::Idle { retry: None };
+            self.fail_target(reason, now);
+        }
+    }
+
+    /// The next frame for the master target. Call it only when there is room to send it, so that frames wait in
+    /// the spool and not in memory.
+    pub fn poll_frame(&mut self, now: Instant) -> Option<Output> {
+        let (Target::Up { conn, link, forward }, Store::Known(spool)) = (&mut self.target, &mut self.store)
+        else {
+            return None;
+        };
+        if !forward.has_room() {
+            return None;
+        }
+        match spool.read_next() {
+            Ok(frame) => {
+                let frame = frame?;
+                forward.handle_sent(&frame);
+                link.handle_sent(now);
+                self.counts.frames_out += 1;
+                self.counts.wire_bytes_out += frame.bytes().len() as u64;
+                Some(Output::ToTarget(*conn, frame.bytes().clone()))
+            }
+            Err(error) => {
+                match self.cut_damage(error) {
+                    // The agent must send again what came after the damage; what came before goes on.
+                    Ok(()) => {
+                        self.close_agent("frames in its spool are damaged; it is told where to begin again")
+                    }
+                    Err(error) => {
+                        self.note_spool_error(&error);
+                        self.fail_target(&error.to_string(), now);
+                    }
+                }
+                None
+            }
+        }
+    }
+
+    pub(super) fn target_status(&self) -> TargetStatus {
+        match self.target {
+            Target::Up { .. } => TargetStatus::Connected,
+            Target::Idle { .. } if self.refused.is_some() => TargetStatus::Refused,
+            Target::Idle { .. } => TargetStatus::Idle,
+            Target::Dialling { .. } | Target::Greeting { .. } => TargetStatus::Connecting,
+        }
+    }
+
+    pub(super) fn target_timeout(&self) -> Option<Instant> {
+        match &self.target {
+            Target::Idle { retry } => retry.filter(|_| self.wants_target()),
+            Target::Dialling { .. } => None,
+            Target::Greeting { until, .. } => Some(*until),
+            Target::Up { link, .. } => Some(link.poll_timeout()),
+        }
+    }
+
+    pub(super) fn handle_target_timeout(&mut self, now: Instant) {
+        match &mut self.target {
+            Target::Greeting { until, .. } if *until <= now => {
+                let seconds = engine_limits::HANDSHAKE.as_secs();
+                self.fail_target(&format!("the master target did not answer within {seconds} s"), now);
+            }
+            Target::Up { link, .. } => match link.handle_timeout(now) {
+                Ok(None) => {}
+                Ok(Some(ping)) => self.say_to_target(&ping, now),
+                Err(error) => self.fail_target(&error.to_string(), now),
+            },
+            _ => {}
+        }
+    }
+
+    /// Dials, if the connection is wanted and its time has come.
+    pub(super) fn connect_if_wanted(&mut self, now: Instant) {
+        if let Target::Idle { retry } = self.target
+            && self.wants_target()
+            && retry.is_none_or(|retry| retry <= now)
+        {
+            self.dial();
+        }
+    }
+
+    /// An agent waits for the master target's word: asks for it at once.
+    pub(super) fn ask_target(&mut self, now: Instant) {
+        match &self.target {
+            Target::Idle { .. } => self.dial(),
+            // Its Welcome is known: `refused` was over.
+            Target::Up { .. } => self.welcome_agent(now),
+            Target::Dialling { .. } | Target::Greeting { .. } => {}
+        }
+    }
+
+    pub(super) fn close_target(&mut self, reason: &str, retry: Option<Instant>) {
+        if let Some(conn) = self.target.conn() {
+            tracing::debug!(stream = %self.id, reason, "closing the connection to the master target");
+            self.outputs.push_back(Output::CloseTarget(conn));
+        }
+        self.target = Target::Idle { retry };
+        self.target_hold = None;
+    }
+
+    fn wants_target(&self) -> bool {
+        match &self.store {
+            Store::Known(spool) => self.agent.is_some() || !spool.is_drained(),
+            Store::Unknown => self.waiting_agent().is_some(),
+            Store::Broken(_) => false,
+        }
+    }
+
+    fn dial(&mut self) {
+        self.connections += 1;
+        let conn = ConnectionId(self.connections);
+        self.target = Target::Dialling { conn };
+        self.outputs.push_back(Output::DialTarget(conn));
+    }
+
+    /// The connection failed. An agent that waits for its outcome is told; one that is up goes on into the spool.
+    fn fail_target(&mut self, reason: &str, now: Instant) {
+        tracing::warn!(stream = %self.id, reason, "no connection to the master target; trying again");
+        self.counts.target_errors += 1;
+        self.trouble = Some(reason.to_owned());
+        let retry = now + self.backoff.next_delay();
+        self.close_target(reason, Some(retry));
+        if self.waiting_agent().is_some() {
+            self.refuse_agent(
+                Refusal::Unavailable,
+                &format!("the master target cannot be reached: {reason}"),
+            );
+        }
+    }
+
+    fn handle_target_message(&mut self, message: Message, now: Instant) -> Result<(), SessionError> {
+        match (&mut self.target, message) {
+            (Target::Greeting { .. }, Message::Control(Control::Welcome { position, durable, window })) => {
+                // There, what is held is durable.
+                if durable != position.seq || !layout::is_sensible(&position) {
+                    return Err(SessionError::Ack { spooled: position.seq, durable, sent: position.seq });
+                }
+                self.handle_welcome(position, window, now);
+                Ok(())
+            }
+            (Target::Greeting { .. }, Message::Control(Control::Refused { why, reason })) => {
+                self.handle_refused(why, reason, now);
+                Ok(())
+            }
+            (Target::Up { forward, .. }, Message::Control(Control::Ack { spooled, durable })) => {
+                if let Some(position) = forward.handle_ack(spooled, durable)? {
+                    self.handle_durable(position);
+                }
+                Ok(())
+            }
+            (Target::Up { .. }, Message::Control(Control::Hold { reason })) => {
+                self.target_hold = reason.map(|reason| format!("the master target waits: {reason}"));
+                Ok(())
+            }
+            _ => Err(SessionError::OutOfTurn("something that does not belong there in the conversation")),
+        }
+    }
+
+    fn handle_welcome(&mut self, position: Position, window: u64, now: Instant) {
+        match self.join(&position) {
+            Ok(Join::Joined) => {}
+            Ok(Join::Adopted) => self.close_agent_unless_waiting("the master target stands elsewhere"),
+            Ok(Join::Shortened) => self.close_agent_unless_waiting("frames in its spool are damaged"),
+            Err(None) => return self.close_target("nobody needs it any more", None),
+            Err(Some(error)) => {
+                self.note_spool_error(&error);
+                return self.fail_target(&error.to_string(), now);
+            }
+        }
+        let Target::Greeting { conn, link, .. } =
+            std::mem::replace(&mut self.target, Target::Idle { retry: None })
+        else {
+            unreachable!("a Welcome is handled only while greeting")
+        };
+        tracing::info!(stream = %self.id, position = %position.seq, "connected to the master target");
+        self.target = Target::Up { conn, link, forward: Forward::after(&position, window) };
+        self.backoff.reset();
+        self.refused = None;
+        self.trouble = None;
+        if let Some(known) = self.spool().map(Spool::durable).filter(|known| known.seq > position.seq) {
+            // The spool still has what is missing there, so nothing is lost; but it should not happen.
+            tracing::error!(stream = %self.id, durable = %known.seq, found = %position.seq, "the master target lost frames that it had acknowledged; they are sent again");
+        }
+        self.handle_durable(position);
+        if self.waiting_agent().is_some() {
+            self.welcome_agent(now);
+        }
+    }
+
+    /// Makes the spool one that goes on after `position`. `Err(None)`: whoever asked has gone.
+    fn join(&mut self, position: &Position) -> Result<Join, Option<SpoolError>> {
+        let mut outcome = Join::Joined;
+        loop {
+            let Store::Known(spool) = &mut self.store else {
+                self.create_store(*position)?;
+                outcome = Join::Adopted;
+                continue;
+            };
+            match spool.join(position) {
+                Ok(true) => return Ok(outcome),
+                Ok(false) => {
+                    let (held, bytes) = (spool.position().seq, spool.bytes());
+                    tracing::warn!(
+                        stream = %self.id, target = %position.seq, spool = %held, bytes,
+                        "the master target stands where the spool cannot go on; the spool is discarded, the agent sends again"
+                    );
+                    self.counts.discards += 1;
+                    spool.discard_and_adopt(*position)?;
+                    outcome = Join::Adopted;
+                }
+                Err(error) => {
+                    self.cut_damage(error)?;
+                    outcome = Join::Shortened;
+                }
+            }
+        }
+    }
+
+    /// Creates the spool of a stream that the master target knows, for the agent that was asked for.
+    fn create_store(&mut self, position: Position) -> Result<(), Option<SpoolError>> {
+        let Target::Greeting { asked_for, .. } = &self.target else { return Err(None) };
+        let asked_for = asked_for.clone();
+        match self.waiting_agent() {
+            None => return Err(None),
+            Some(waiting) if waiting.agent != asked_for.agent => {
+                let reason = format!("stream {} belongs to agent {:?}", self.id, asked_for.agent);
+                self.refuse_agent(Refusal::NotYours, &reason);
+            }
+            Some(_) => {}
+        }
+        let storage = (self.open_storage)().map_err(|source| SpoolError::Io {
+            doing: "open",
+            path: layout::folder(self.id),
+            source,
+        })?;
+        let spool = Spool::create(storage, asked_for, position, self.room.clone())?;
+        self.store = Store::Known(Box::new(spool));
+        Ok(())
+    }
+
+    /// Gives up damaged frames; any other error is returned.
+    fn cut_damage(&mut self, error: SpoolError) -> Result<(), SpoolError> {
+        let (SpoolError::Damaged { flaw, .. }, Store::Known(spool)) = (&error, &mut self.store) else {
+            return Err(error);
+        };
+        let loss = spool.cut(flaw.clone())?;
+        self.note_loss(&loss);
+        Ok(())
+    }
+
+    fn close_agent_unless_waiting(&mut self, reason: &str) {
+        if self.waiting_agent().is_none() {
+            self.close_agent(reason);
+        }
+    }
+
+    fn handle_refused(&mut self, why: Refusal, reason: String, now: Instant) {
+        tracing::warn!(stream = %self.id, ?why, reason, "the master target refuses the stream; trying again later");
+        self.counts.target_errors += 1;
+        self.trouble = Some(format!("the master target refuses the stream: {reason}"));
+        let retry = now + self.backoff.next_delay();
+        self.close_target(&reason, Some(retry));
+        if why != Refusal::Unavailable {
+            self.refuse_agent(why, &reason);
+            self.refused = Some((why, reason));
+        } else if self.waiting_agent().is_some() {
+            self.refuse_agent(why, &reason);
+        }
+    }
+
+    /// The master target has everything up to `position`: room may have come, and the agent may forget.
+    fn handle_durable(&mut self, position: Position) {
+        let Store::Known(spool) = &mut self.store else { return };
+        let outcome = spool.retire(position);
+        let durable: Seq = spool.durable().seq;
+        self.agent_durable(durable);
+        match outcome {
+            Ok(()) => self.spool_retry = None,
+            Err(error) => self.note_spool_error(&error),
+        }
+    }
+
+    fn say_to_target(&mut self, message: &Control, now: Instant) {
+        let bytes = message.to_frame(self.id).bytes().clone();
+        if let (Some(conn), Some(link)) = (self.target.conn(), self.target.link()) {
+            link.handle_sent(now);
+            self.outputs.push_back(Output::ToTarget(conn, bytes));
+        }
+    }
+}
