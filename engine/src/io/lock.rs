@@ -14,7 +14,7 @@ pub(super) const LOCK_NAME: &str = ".lock";
 /// A folder that this process has to itself, until it is dropped.
 #[derive(Debug)]
 pub struct DirLock {
-    _file: File,
+    file: File,
 }
 
 /// Why a folder could not be locked.
@@ -61,7 +61,14 @@ impl DirLock {
         }
         file.set_len(0).map_err(failed)?;
         writeln!(file, "{}", std::process::id()).map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+}
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // Closing it is not enough: a process being started holds a copy of the descriptor for a moment.
+        let _ = self.file.unlock();
     }
 }
 

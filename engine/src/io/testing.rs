@@ -1,4 +1,4 @@
-//! Help for this module's own tests: loop devices, which need root.
+//! Help for this module's own tests: loop devices, which need root, and a kernel that refuses io_uring.
 
 use std::{
     fs,
@@ -6,6 +6,7 @@ use std::{
     process::Command,
 };
 
+use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 /// A loop device over a file, detached on drop.
@@ -59,4 +60,28 @@ pub(super) fn run(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output().unwrap();
     assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Has the kernel refuse io_uring_setup to this thread and those it starts, as containers' profiles do.
+#[allow(unsafe_code)]
+pub(super) fn refuse_io_uring(errno: Errno) {
+    let load_number = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    let answer = libc::BPF_RET | libc::BPF_K;
+    let step = |code: u32, k: u32, jf: u8| libc::sock_filter { code: code as u16, jt: 0, jf, k };
+    let mut filter = [
+        step(load_number, 0, 0),
+        step(equal, libc::SYS_io_uring_setup as u32, 1),
+        step(answer, libc::SECCOMP_RET_ERRNO | errno.raw_os_error() as u32, 0),
+        step(answer, libc::SECCOMP_RET_ALLOW, 0),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: `program` and the filter it points to live until the call returns.
+    let results = unsafe {
+        [
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
+            libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program),
+        ]
+    };
+    assert_eq!(results, [0, 0]);
 }

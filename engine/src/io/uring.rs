@@ -164,37 +164,13 @@ impl Files {
 mod tests {
     use rustix::io::Errno;
 
-    use super::*;
-
-    /// Has the kernel refuse io_uring_setup to this thread and those it starts, as containers' profiles do.
-    #[allow(unsafe_code)]
-    fn refuse_io_uring(errno: i32) {
-        let load_number = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
-        let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
-        let answer = libc::BPF_RET | libc::BPF_K;
-        let step = |code: u32, k: u32, jf: u8| libc::sock_filter { code: code as u16, jt: 0, jf, k };
-        let mut filter = [
-            step(load_number, 0, 0),
-            step(equal, libc::SYS_io_uring_setup as u32, 1),
-            step(answer, libc::SECCOMP_RET_ERRNO | errno as u32, 0),
-            step(answer, libc::SECCOMP_RET_ALLOW, 0),
-        ];
-        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-        // SAFETY: `program` and the filter it points to live until the call returns.
-        let results = unsafe {
-            [
-                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
-                libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program),
-            ]
-        };
-        assert_eq!(results, [0, 0]);
-    }
+    use super::{super::testing::refuse_io_uring, *};
 
     #[test]
     fn a_refusal_is_an_error_and_not_a_panic() {
         for errno in [Errno::PERM, Errno::NOSYS] {
             let refused = thread::spawn(move || {
-                refuse_io_uring(errno.raw_os_error());
+                refuse_io_uring(errno);
                 let file = tempfile::NamedTempFile::new().unwrap();
                 let disk = Arc::new(DiskFile::open(file.path(), false).unwrap());
                 (probe(), Uring::start(disk).map(|_| ()))

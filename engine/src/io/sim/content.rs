@@ -114,3 +114,71 @@ fn pieces(offset: u64, len: u64) -> impl Iterator<Item = (u64, usize, std::ops::
         (page, (from % PAGE) as usize, (from - offset) as usize..(to - offset) as usize)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Write(u64, Vec<u8>),
+        Zero(u64, u64),
+        SetLen(u64),
+        Flip(u64, u8),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let offset = || prop_oneof![0u64..20_000, (0u64..5).prop_map(|page| page * PAGE)];
+        prop_oneof![
+            (offset(), prop::collection::vec(1u8.., 0..9000)).prop_map(|(at, bytes)| Step::Write(at, bytes)),
+            (offset(), offset()).prop_map(|(at, len)| Step::Zero(at, len)),
+            offset().prop_map(Step::SetLen),
+            (offset(), any::<u8>()).prop_map(|(at, mask)| Step::Flip(at, mask)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_like_a_vector(steps in prop::collection::vec(step(), 0..30)) {
+            let mut content = Content::default();
+            let mut model = Vec::new();
+            for step in steps {
+                let before = (content.clone(), model.clone());
+                match step {
+                    Step::Write(at, bytes) => {
+                        content.write(at, &bytes);
+                        let end = at as usize + bytes.len();
+                        if !bytes.is_empty() {
+                            model.resize(model.len().max(end), 0);
+                            model[at as usize..end].copy_from_slice(&bytes);
+                        }
+                    }
+                    Step::Zero(at, len) => {
+                        content.zero(at, len);
+                        let end = ((at + len) as usize).min(model.len());
+                        model[(at as usize).min(end)..end].fill(0);
+                    }
+                    Step::SetLen(len) => {
+                        content.set_len(len);
+                        model.resize(len as usize, 0);
+                    }
+                    Step::Flip(at, mask) => {
+                        content.flip(at, mask);
+                        if let Some(byte) = model.get_mut(at as usize) {
+                            *byte ^= mask;
+                        }
+                    }
+                }
+                for (content, model) in [(&content, &model), (&before.0, &before.1)] {
+                    let mut bytes = vec![9; model.len()];
+                    prop_assert!(content.read(0, &mut bytes));
+                    prop_assert!(bytes == *model);
+                    prop_assert_eq!(content.len(), model.len() as u64);
+                    prop_assert!(!content.read(1, &mut bytes) || model.is_empty());
+                }
+            }
+        }
+    }
+}
