@@ -1,5 +1,11 @@
 //! The agent on the protected VM: tracks written blocks, captures points, sends.
 
+pub mod admin;
 pub mod capture;
+pub mod config;
+pub mod driver;
+pub mod metrics;
+pub mod node;
+pub mod setup;
 pub mod sim;
 pub mod tracker;

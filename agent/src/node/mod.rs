@@ -414,14 +414,17 @@ impl Node {
         if attempt.barrier.may_try() {
             return Some(attempt.barrier.round(&mut self.source, &mut self.learned));
         }
-        let freezer = self.freezer.as_mut().filter(|_| attempt.barrier.may_freeze() && attempt.freezes < FREEZES)?;
+        let freezer =
+            self.freezer.as_mut().filter(|_| attempt.barrier.may_freeze() && attempt.freezes < FREEZES)?;
         attempt.freezes += 1;
         Some(attempt.barrier.frozen_round(&mut self.source, &mut self.learned, &mut **freezer))
     }
 
     fn why_no_point(&self) -> &'static str {
         match (self.kind, &self.freezer) {
-            (Kind::Scan, _) => "a disk was written while it was compared: stop its writers for a moment, or use ebpf",
+            (Kind::Scan, _) => {
+                "a disk was written while it was compared: stop its writers for a moment, or use ebpf"
+            }
             (Kind::Ebpf, None) => {
                 "the disks are written too fast for a point without a freeze, and there is nothing that can be frozen"
             }
@@ -530,6 +533,7 @@ impl Node {
 
     fn no_point(&mut self, reason: String, now: Instant) {
         tracing::warn!(reason, "no point was made; trying again later");
+        self.totals.point_failures += 1;
         let answers = self.points.failed(now);
         self.answers.extend(answers.into_iter().map(|request| Output::Answer(request, Err(reason.clone()))));
         self.point_failure = Some(reason);

@@ -81,6 +81,8 @@ pub struct Totals {
     pub connection_errors: u64,
     /// Captures and reads that failed.
     pub capture_errors: u64,
+    /// Attempts that made no point.
+    pub point_failures: u64,
 }
 
 /// The first copy, as it goes.

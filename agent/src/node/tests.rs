@@ -110,10 +110,10 @@ impl World {
         let spooled = some(&mut self.rng, self.peer.unspooled());
         self.peer.spool(spooled);
         let durable = some(&mut self.rng, self.peer.undurable());
-        if let Some(point) = self.peer.make_durable(durable) {
-            if let Err(wrong) = self.legal[&point.id].check(&self.peer.target) {
-                panic!("point of {} is not exact: {wrong}", point.epoch);
-            }
+        if let Some(point) = self.peer.make_durable(durable)
+            && let Err(wrong) = self.legal[&point.id].check(&self.peer.target)
+        {
+            panic!("point of {} is not exact: {wrong}", point.epoch);
         }
         self.peer.acknowledge();
         let bytes = some(&mut self.rng, self.peer.to_agent.len());

@@ -112,11 +112,15 @@ impl Uplink {
     }
 
     pub(super) fn handle_bytes(&mut self, bytes: &[u8], now: Instant) -> Vec<News> {
-        let (State::Greeting { link, .. } | State::Up { link, .. }) = &mut self.state else { return Vec::new() };
+        let (State::Greeting { link, .. } | State::Up { link, .. }) = &mut self.state else {
+            return Vec::new();
+        };
         link.handle_bytes(bytes, now);
         let mut news = Vec::new();
         loop {
-            let (State::Greeting { link, .. } | State::Up { link, .. }) = &mut self.state else { return news };
+            let (State::Greeting { link, .. } | State::Up { link, .. }) = &mut self.state else {
+                return news;
+            };
             let handled = match link.poll_message() {
                 Ok(None) => return news,
                 Ok(Some(Message::Control(control))) => self.handle_control(control, now),
