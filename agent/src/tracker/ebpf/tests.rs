@@ -199,13 +199,15 @@ fn one_flip_is_one_instant_for_all_disks() {
             }
         });
         let (mut causes, mut effects) = (0, 0);
-        while effects < 4096 {
-            assert!(!writer.is_finished() || effects < 4096);
+        let mut all_written = false;
+        while !all_written {
+            all_written = writer.is_finished();
             tracker.flip().unwrap();
             causes = causes.max(take(&mut tracker, DISK).last().map_or(causes, |block| block + 1));
             effects = effects.max(take(&mut tracker, DiskIndex(1)).last().map_or(effects, |block| block + 1));
             assert!(effects <= causes, "{effects} effects of {causes} causes");
         }
+        assert_eq!((causes, effects), (4096, 4096));
     });
 }
 
@@ -285,19 +287,19 @@ fn a_killed_agent_loses_no_mark() {
     let (name, stream) = (Name::new(), StreamId::random());
     let signal = tempfile::tempdir().unwrap();
     let ready = signal.path().join("ready");
-    let mut agent = Command::new(std::env::current_exe().unwrap())
+    let agent = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "tracker::ebpf::tests::agent_to_be_killed", "--nocapture"])
         .env("HOMEWARD_TEST_AGENT", format!("{} {} {}", name.0, stream, disk.path().display()))
         .env("HOMEWARD_TEST_READY", &ready)
         .spawn()
         .unwrap();
+    let agent = Killed(agent);
     wait_for("the agent is ready", || ready.exists());
     assert!(matches!(
         EbpfTracker::open(&name.0, stream, &[disk.path().to_owned()]),
         Err(TrackerError::InUse(_))
     ));
-    agent.kill().unwrap();
-    agent.wait().unwrap();
+    drop(agent);
     disk.write(400, 4, 1);
 
     let (mut tracker, continuity) = name.open(stream, &[&disk]);
@@ -311,6 +313,16 @@ fn a_killed_agent_loses_no_mark() {
     // Written after its last flip, and while it was dead.
     assert_eq!(flip_and_take(&mut tracker, DISK), [300, 400, 401, 402, 403]);
     assert!(tracker.drained().unwrap());
+}
+
+/// A process that is killed (SIGKILL) on drop.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
 }
 
 /// Not a test: what `a_killed_agent_loses_no_mark` starts as a process of its own.
