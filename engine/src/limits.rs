@@ -6,6 +6,10 @@ use std::time::Duration;
 
 use crate::units::BLOCK_BYTES;
 
+/// Numbers of frames and epochs stay below this: a frame each nanosecond would take 146 years to get there.
+/// Keeps arithmetic far from overflow.
+pub const STREAM_NUMBER: u64 = 1 << 62;
+
 /// Uncompressed content of one frame: extent table and data. A frame claiming more is refused unread.
 pub const FRAME_CONTENT: usize = 4 << 20;
 

@@ -128,8 +128,9 @@ impl Replica {
     #[must_use]
     pub fn journal_bytes(&self) -> u64 {
         let state = self.state();
-        let closed: u64 = state.points.values().filter(|p| p.layer > state.oldest).map(|p| p.log_bytes).sum();
-        closed + self.open.log.as_ref().map_or(0, Log::bytes)
+        let logs = state.points.values().filter(|p| p.layer > state.oldest).map(|p| p.log_bytes);
+        let open = self.open.log.as_ref().map_or(0, Log::bytes);
+        logs.fold(open, u64::saturating_add)
     }
 
     /// Opens frames: decompresses them and checks that they continue the stream after `after`.

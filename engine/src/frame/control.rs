@@ -118,16 +118,26 @@ impl Control {
         let content = frame.content()?;
         let message: Control = serde_json::from_slice(&content)
             .map_err(|e| FrameError::Body { what: "control message", reason: e.to_string() })?;
-        if let Control::Hello { stream, .. } = &message {
-            stream.check()?;
+        let sensible = |seq: &Seq| seq.0 < limits::STREAM_NUMBER;
+        match &message {
+            Control::Hello { stream, .. } => stream.check()?,
+            Control::Welcome { position, durable, .. } if position.is_sensible() && sensible(durable) => {}
+            Control::Ack { spooled, durable } if sensible(spooled) && sensible(durable) => {}
+            Control::Welcome { .. } | Control::Ack { .. } => {
+                return Err(FrameError::Malformed("a position that no stream reaches"));
+            }
+            Control::Refused { .. } | Control::Hold { .. } | Control::Ping => {}
         }
         Ok(message)
     }
 }
 
 impl StreamInfo {
-    /// Checks what a peer claims: some disks, not too many, each of a sensible size and name.
-    fn check(&self) -> Result<(), FrameError> {
+    /// Checks what a peer, or a file, claims: some disks, not too many, each of a sensible size and name.
+    ///
+    /// # Errors
+    /// [`FrameError::Malformed`] with the rule that is broken.
+    pub fn check(&self) -> Result<(), FrameError> {
         let malformed = |what| Err(FrameError::Malformed(what));
         let sensible = |name: &str| {
             (1..=63).contains(&name.len())

@@ -147,6 +147,9 @@ impl Header {
         if self.codec == Codec::Stored && self.body_len != self.content_len {
             return Err(FrameError::Malformed("stored body and content differ in length"));
         }
+        if self.seq.0 >= limits::STREAM_NUMBER || self.epoch.0 >= limits::STREAM_NUMBER {
+            return Err(FrameError::Malformed("number of frame or epoch over the limit"));
+        }
         match self.kind {
             Kind::Data if self.seq == Seq(0) || self.extents == 0 => {
                 Err(FrameError::Malformed("data frame without number or extents"))

@@ -53,6 +53,12 @@ impl Position {
         let epoch = if header.kind == Kind::Seal { header.epoch.next() } else { header.epoch };
         Self { seq: header.seq, epoch, chain: header.chain }
     }
+
+    /// Whether a stream can get there. What others claim must be asked this before it is counted on from.
+    #[must_use]
+    pub fn is_sensible(&self) -> bool {
+        self.seq.0 < limits::STREAM_NUMBER && self.epoch.0 < limits::STREAM_NUMBER
+    }
 }
 
 /// A whole frame whose two checksums hold.

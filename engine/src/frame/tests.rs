@@ -136,6 +136,21 @@ fn a_bomb_is_refused_before_it_is_read() {
     assert!(matches!(error, FrameError::TooLarge { field: "content", .. }), "{error}");
 }
 
+/// The position after such a frame would overflow.
+#[test]
+fn numbers_that_no_stream_reaches_are_refused() {
+    let mut header = sample().header().clone();
+    header.epoch = Epoch(u64::MAX);
+    assert!(Header::decode(&header.encode()).is_err());
+    let welcome = |seq| Control::Welcome {
+        position: Position { seq: Seq(seq), ..Position::START },
+        durable: Seq(0),
+        window: 1,
+    };
+    assert!(Control::from_frame(&welcome(u64::MAX).to_frame(STREAM)).is_err());
+    assert!(Control::from_frame(&welcome(7).to_frame(STREAM)).is_ok());
+}
+
 #[test]
 fn a_recompressed_body_keeps_its_chain() {
     let (content, extents) = build(&[(0, Held::Data(vec![7; 40960]))]);

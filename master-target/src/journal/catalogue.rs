@@ -14,6 +14,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use engine::{
     frame::{Position, StreamInfo},
     io::{Storage, StorageFile, write_file_atomically},
+    limits,
     point::{Point, PointId},
     units::{Digest, Epoch, StreamId},
 };
@@ -24,6 +25,9 @@ use super::{JournalError, entry::Malformed};
 
 /// File name within the stream's folder.
 const NAME: &str = "catalogue";
+
+/// Version of the catalogue, in its first record. 1, 2026-11: the first.
+const VERSION: u32 = 1;
 
 /// Where a disk of the VM is at home.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +71,7 @@ pub struct SealedPoint {
 pub(crate) enum Record {
     /// The first record: what is replicated, whose it is, where it goes. Written again when the catalogue is.
     Created {
+        version: u32,
         agent: String,
         stream: StreamInfo,
         targets: Vec<TargetDisk>,
@@ -157,7 +162,17 @@ impl State {
     }
 
     fn start(record: Record) -> Option<Self> {
-        let Record::Created { agent, stream, targets, oldest, open, position } = record else { return None };
+        let Record::Created { version: _, agent, stream, targets, oldest, open, position } = record else {
+            return None;
+        };
+        let sensible = stream.check().is_ok()
+            && targets.len() == stream.disks.len()
+            && open == oldest.max(1)
+            && open < limits::STREAM_NUMBER
+            && position.is_sensible();
+        if !sensible {
+            return None;
+        }
         let (points, restore_logs) = (BTreeMap::new(), BTreeMap::new());
         let opened_at = position;
         Some(Self { agent, stream, targets, points, oldest, open, opened_at, restore: None, restore_logs })
@@ -168,7 +183,7 @@ impl State {
         match record {
             Record::Created { .. } => return None,
             Record::Sealed { point, position } => {
-                if self.restore.is_some() || point.layer != self.open {
+                if self.restore.is_some() || point.layer != self.open || !position.is_sensible() {
                     return None;
                 }
                 self.open = point.layer + 1;
@@ -176,11 +191,14 @@ impl State {
                 self.points.insert(point.layer, point);
             }
             Record::Retired { oldest } => {
-                self.oldest = self.oldest.max(oldest);
+                if !self.points.contains_key(&oldest) {
+                    return None;
+                }
+                self.oldest = oldest;
                 self.points.retain(|layer, _| *layer >= oldest);
             }
             Record::RestoreBegun { to, layer } => {
-                if layer != self.newest_layer() + 1 {
+                if layer != self.newest_layer() + 1 || !self.points.contains_key(&to) {
                     return None;
                 }
                 let first = self.restore.map_or(layer, |restore| restore.first);
@@ -203,6 +221,7 @@ impl State {
     /// The fewest records that add up to this state.
     fn records(&self) -> Vec<Record> {
         let mut records = vec![Record::Created {
+            version: VERSION,
             agent: self.agent.clone(),
             stream: self.stream.clone(),
             targets: self.targets.clone(),
@@ -259,7 +278,7 @@ impl Catalogue {
     ) -> Result<Self, JournalError> {
         let (agent, stream) = (agent.to_owned(), stream.clone());
         let (open, position) = (Epoch::FIRST.0, Position::START);
-        let record = Record::Created { agent, stream, targets, oldest: 0, open, position };
+        let record = Record::Created { version: VERSION, agent, stream, targets, oldest: 0, open, position };
         write_file_atomically(storage.as_ref(), &dir.join(NAME), &lines(0, &record))
             .map_err(JournalError::io("create", &dir.join(NAME)))?;
         Self::open(storage, dir)
@@ -363,13 +382,14 @@ fn read(storage: &dyn Storage, dir: &Path) -> Result<(Box<dyn StorageFile>, Pars
 
 /// Reads the records in `bytes` in order.
 pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Parsed, JournalError> {
-    let damaged = |at, what| JournalError::Damaged { path: path.to_owned(), at, what };
+    let damaged = |at, what| JournalError::unusable(path, at, what);
     let (mut state, mut records, mut end) = (None::<State>, 0, 0);
     let (mut at, mut bad, mut copies, mut rotten) = (0, None, 2, None);
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
         match line.strip_suffix(b"\n").and_then(record) {
-            Some((number, _)) if number + 1 == records => copies += 1,
+            Some((number, _)) if number.checked_add(1) == Some(records) => copies += 1,
             Some((number, record)) if number == records => {
+                let record = record.map_err(|what| damaged(at, what))?;
                 if copies < 2 {
                     rotten = bad;
                 }
@@ -398,11 +418,24 @@ pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Parsed, JournalError> {
     Ok(Parsed { state, records, end, rotten })
 }
 
-fn record(line: &[u8]) -> Option<(u64, Record)> {
+/// The number and the record of a line whose checksum holds. The inner error says why it is not understood.
+fn record(line: &[u8]) -> Option<(u64, Result<Record, Malformed>)> {
     let (crc, numbered) = std::str::from_utf8(line).ok()?.split_once(' ')?;
     if crc.len() != 8 || u32::from_str_radix(crc, 16).ok()? != crc32fast::hash(numbered.as_bytes()) {
         return None;
     }
     let (number, json) = numbered.split_once(' ')?;
-    Some((number.parse().ok()?, serde_json::from_str(json).ok()?))
+    Some((number.parse().ok()?, understand(json)))
+}
+
+fn understand(json: &str) -> Result<Record, Malformed> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    match serde_json::from_str(json) {
+        Ok(Versioned { version }) if version != VERSION => Err(Malformed::Version(version)),
+        _ => serde_json::from_str(json)
+            .map_err(|_| Malformed::Nonsense("a catalogue record that this version does not know")),
+    }
 }

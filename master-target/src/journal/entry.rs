@@ -12,9 +12,12 @@ use super::layout::{self, COMMIT, ENTRY, ENTRY_BLOCKS, HEADER, at, commit_at, en
 /// What is wrong with bytes of a log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// Not a log, or of another version.
-    #[error("not an undo log this version can read")]
+    /// Not a log.
+    #[error("no undo log")]
     Foreign,
+    /// Written by another version.
+    #[error("it is of format version {0}, which is unknown here")]
+    Version(u32),
     /// A checksum does not match.
     #[error("{0} is damaged: its checksum does not match")]
     Checksum(&'static str),
@@ -48,11 +51,15 @@ impl LogHeader {
 
     /// Parses and checks a header.
     pub fn decode(raw: &[u8; HEADER]) -> Result<Self, Malformed> {
-        if raw[at::MAGIC..][..4] != layout::MAGIC || raw[at::VERSION] != layout::VERSION {
+        if raw[at::MAGIC..][..4] != layout::MAGIC {
             return Err(Malformed::Foreign);
         }
+        // Every version keeps length and checksum of the header, so that another version is told from damage.
         if u32_at(raw, at::CRC) != crc32fast::hash(&raw[..at::CRC]) {
             return Err(Malformed::Checksum("log header"));
+        }
+        if raw[at::VERSION] != layout::VERSION {
+            return Err(Malformed::Version(u32::from(raw[at::VERSION])));
         }
         if raw[at::RESERVED..at::STREAM] != [0; 3] || raw[at::RESERVED2..at::CRC] != [0; 4] {
             return Err(Malformed::Nonsense("reserved bytes of a log header are not zero"));

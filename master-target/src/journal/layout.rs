@@ -5,82 +5,82 @@
 //! order of time: where two entries hold the same block, the earlier one is the disk as it was before the epoch.
 
 /// First bytes of every log.
-pub(crate) const MAGIC: [u8; 4] = *b"HWUL";
+pub const MAGIC: [u8; 4] = *b"HWUL";
 
 /// Version 1, 2026-11: the first.
-pub(crate) const VERSION: u8 = 1;
+pub const VERSION: u8 = 1;
 
 /// Length of a log's header.
-pub(crate) const HEADER: usize = 40;
+pub const HEADER: usize = 40;
 
 /// Offsets of a log header's fields.
-pub(crate) mod at {
+pub mod at {
     /// `[u8; 4]`: [`super::MAGIC`].
-    pub(crate) const MAGIC: usize = 0;
+    pub const MAGIC: usize = 0;
     /// `u8`: [`super::VERSION`].
-    pub(crate) const VERSION: usize = 4;
+    pub const VERSION: usize = 4;
     /// `[u8; 3]`: zero.
-    pub(crate) const RESERVED: usize = 5;
+    pub const RESERVED: usize = 5;
     /// `[u8; 16]`: stream id.
-    pub(crate) const STREAM: usize = 8;
+    pub const STREAM: usize = 8;
     /// `u64`: number of the layer, see `catalogue`.
-    pub(crate) const LAYER: usize = 24;
+    pub const LAYER: usize = 24;
     /// `[u8; 4]`: zero.
-    pub(crate) const RESERVED2: usize = 32;
+    pub const RESERVED2: usize = 32;
     /// `u32`: CRC-32 of the bytes before this.
-    pub(crate) const CRC: usize = 36;
+    pub const CRC: usize = 36;
 }
 
 /// Length of an entry's header.
-pub(crate) const ENTRY: usize = 32;
+pub const ENTRY: usize = 32;
 
 /// Offsets of an entry header's fields.
-pub(crate) mod entry_at {
+pub mod entry_at {
     /// `u8`: one of [`super::kind`].
-    pub(crate) const KIND: usize = 0;
+    pub const KIND: usize = 0;
     /// `u8`: zero.
-    pub(crate) const RESERVED: usize = 1;
+    pub const RESERVED: usize = 1;
     /// `u16`: index of the disk; zero in commits.
-    pub(crate) const DISK: usize = 2;
+    pub const DISK: usize = 2;
     /// `u32`: number of blocks; zero in commits.
-    pub(crate) const BLOCKS: usize = 4;
+    pub const BLOCKS: usize = 4;
     /// `u64`: first block; zero in commits.
-    pub(crate) const START: usize = 8;
+    pub const START: usize = 8;
     /// `u32`: length of the data that follows.
-    pub(crate) const DATA_LEN: usize = 16;
+    pub const DATA_LEN: usize = 16;
     /// `u32`: CRC-32 of the data.
-    pub(crate) const DATA_CRC: usize = 20;
+    pub const DATA_CRC: usize = 20;
     /// `u32`: number of the entry in its log, from 0.
-    pub(crate) const NUMBER: usize = 24;
+    pub const NUMBER: usize = 24;
     /// `u32`: CRC-32 of the header's bytes before this.
-    pub(crate) const CRC: usize = 28;
+    pub const CRC: usize = 28;
 }
 
 /// What an entry says.
-pub(crate) mod kind {
+pub mod kind {
     /// The blocks held these bytes before.
-    pub(crate) const IMAGE: u8 = 1;
+    pub const IMAGE: u8 = 1;
     /// The blocks were zeros before; no data.
-    pub(crate) const ZEROS: u8 = 2;
+    pub const ZEROS: u8 = 2;
     /// Everything up to this position of the stream is on the disks. Data: [`super::COMMIT`] bytes.
-    pub(crate) const COMMIT: u8 = 3;
+    pub const COMMIT: u8 = 3;
 }
 
 /// Length of a commit's data.
-pub(crate) const COMMIT: usize = 48;
+pub const COMMIT: usize = 48;
 
 /// Offsets in a commit's data.
-pub(crate) mod commit_at {
+pub mod commit_at {
     /// `u64`: sequence number.
-    pub(crate) const SEQ: usize = 0;
+    pub const SEQ: usize = 0;
     /// `u64`: epoch.
-    pub(crate) const EPOCH: usize = 8;
+    pub const EPOCH: usize = 8;
     /// `[u8; 32]`: chain digest.
-    pub(crate) const CHAIN: usize = 16;
+    pub const CHAIN: usize = 16;
 }
 
 /// Blocks in one entry: 1 MiB.
-pub(crate) const ENTRY_BLOCKS: u32 = 256;
+pub const ENTRY_BLOCKS: u32 = 256;
 
 const _: () = assert!(at::CRC + 4 == HEADER && at::STREAM + 16 == at::LAYER);
 const _: () = assert!(entry_at::CRC + 4 == ENTRY && commit_at::CHAIN + 32 == COMMIT);

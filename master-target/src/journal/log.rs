@@ -190,9 +190,9 @@ impl Log {
     /// that is an error, because images are missing that may be needed.
     pub fn recover(&mut self, scan: &mut Scan) -> Result<(), JournalError> {
         if let Some(what) = &scan.damage
-            && self.commit_behind(scan.end)?
+            && (matches!(what, Malformed::Version(_)) || self.commit_behind(scan.end)?)
         {
-            return Err(JournalError::Damaged { path: self.path.clone(), at: scan.end, what: what.clone() });
+            return Err(JournalError::unusable(&self.path, scan.end, what.clone()));
         }
         let torn =
             scan.images.iter().skip(scan.images_committed).position(|image| self.read_image(image).is_err());
@@ -299,7 +299,7 @@ impl Log {
             self.read(&mut bytes, image.at)?;
             if crc32fast::hash(&bytes) != image.crc {
                 let what = Malformed::Checksum("before-image");
-                return Err(JournalError::Damaged { path: self.path.clone(), at: image.at, what });
+                return Err(JournalError::unusable(&self.path, image.at, what));
             }
         }
         Ok(bytes)

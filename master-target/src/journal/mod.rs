@@ -7,12 +7,18 @@
 
 mod catalogue;
 pub mod entry;
-mod layout;
+pub mod layout;
 mod log;
 mod recover;
 mod view;
 
-use std::{io, path::PathBuf};
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 pub(crate) use catalogue::Record;
 pub use catalogue::{Catalogue, Phase, RestoreState, SealedPoint, State, TargetDisk};
@@ -50,6 +56,14 @@ pub enum JournalError {
         /// How.
         what: entry::Malformed,
     },
+    /// Written by another version of Homeward. Nothing of it was cut or replaced.
+    #[error("{} is of format version {version}, which is unknown here: use the version of Homeward that wrote it", path.display())]
+    Version {
+        /// Which file.
+        path: PathBuf,
+        /// What it says.
+        version: u32,
+    },
     /// A log that must be there is not.
     #[error("{} is missing; points that need it cannot be restored, nothing was changed", path.display())]
     Missing {
@@ -59,4 +73,15 @@ pub enum JournalError {
     /// What was asked for is not possible now.
     #[error("{0}")]
     Refused(String),
+}
+
+impl JournalError {
+    /// Bytes at `at` that cannot be used.
+    fn unusable(path: &Path, at: u64, what: entry::Malformed) -> Self {
+        let path = path.to_owned();
+        match what {
+            entry::Malformed::Version(version) => Self::Version { path, version },
+            what => Self::Damaged { path, at, what },
+        }
+    }
 }

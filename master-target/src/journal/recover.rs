@@ -6,7 +6,7 @@
 //! | B | no restore | header torn | absent | as A: a log is complete before anything relies on it |
 //! | C | no restore | there, with commits | absent | position is the last commit |
 //! | D | no restore | there, torn behind the last commit | absent | as C; the tail is cut |
-//! | E | no restore | there, damaged before a commit | any | error: synced bytes have rotted |
+//! | E | no restore | there, damaged before a commit, or of another version | any | error |
 //! | F | no restore | any | there | leftover of an undone restore: removed |
 //! | G | restore | as A to E | belongs to the restore | as A to E; the restore is gone on with, or kept |
 //!
@@ -94,7 +94,7 @@ pub(super) fn read_log(
             let what = scan
                 .damage
                 .unwrap_or(Malformed::Nonsense("the log is not as long as it was when it was closed"));
-            return Err(JournalError::Damaged { path, at: scan.end, what });
+            return Err(JournalError::unusable(&path, scan.end, what));
         }
         Some(_) => {}
     }

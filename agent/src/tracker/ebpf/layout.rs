@@ -18,65 +18,67 @@ use std::ops::Range;
 use engine::dirty_map::Granularity;
 
 /// Version of both layouts. Maps of another version are not continued.
-pub(super) const VERSION: u64 = 1;
+pub const VERSION: u64 = 1;
 
 /// Disks that one tracker can follow.
-pub(super) const DISKS: usize = 64;
+pub const DISKS: usize = 64;
 
 /// CPUs that the machine may have.
-pub(super) const CPUS: usize = 1024;
+pub const CPUS: usize = 1024;
 
 /// Word offsets within `control`.
-pub(super) mod control {
+pub mod control {
     use super::{CPUS, DISKS};
 
     /// "HWTRACK" and the version.
-    pub(in super::super) const MAGIC: usize = 0;
+    pub const MAGIC: usize = 0;
     /// [`BUILDING`], or [`COMPLETE`] once the maps may be continued.
-    pub(in super::super) const STATE: usize = 1;
+    pub const STATE: usize = 1;
     /// Larger than that of the set before.
-    pub(in super::super) const SERIAL: usize = 2;
+    pub const SERIAL: usize = 2;
     /// Number of disks.
-    pub(in super::super) const DISK_COUNT: usize = 3;
+    pub const DISK_COUNT: usize = 3;
     /// Boot id of the kernel, two words.
-    pub(in super::super) const BOOT: usize = 4;
+    pub const BOOT: usize = 4;
     /// Digest of the object the programs were loaded from, two words.
-    pub(in super::super) const OBJECT: usize = 6;
+    pub const OBJECT: usize = 6;
     /// Stream id, two words.
-    pub(in super::super) const STREAM: usize = 8;
+    pub const STREAM: usize = 8;
 
     /// The active generation.
-    pub(in super::super) const ACTIVE: usize = 16;
+    pub const ACTIVE: usize = 16;
     /// Writes that may be in flight without being counted in [`INFLIGHT`].
-    pub(in super::super) const UNKNOWN: usize = 17;
+    pub const UNKNOWN: usize = 17;
     /// Writes in flight, by the generation they were issued under.
-    pub(in super::super) const INFLIGHT: [usize; 2] = [24, 32];
+    pub const INFLIGHT: [usize; 2] = [24, 32];
 
     /// First record of a disk, and words per record.
-    pub(in super::super) const DISK: usize = 40;
-    pub(in super::super) const DISK_WORDS: usize = 8;
+    pub const DISK: usize = 40;
+    /// Words of such a record.
+    pub const DISK_WORDS: usize = 8;
     /// In a disk's record: device number, major in the upper half.
-    pub(in super::super) const DISK_ID: usize = 0;
+    pub const DISK_ID: usize = 0;
     /// Size in bytes.
-    pub(in super::super) const DISK_BYTES: usize = 1;
+    pub const DISK_BYTES: usize = 1;
     /// Identity, two words.
-    pub(in super::super) const DISK_IDENTITY: usize = 2;
+    pub const DISK_IDENTITY: usize = 2;
     /// Anything on the disk may have been written, by generation; two words.
-    pub(in super::super) const DISK_OVERFLOW: usize = 4;
+    pub const DISK_OVERFLOW: usize = 4;
 
     /// First record of a CPU: programs counted in, by generation.
-    pub(in super::super) const CPU: usize = DISK + DISKS * DISK_WORDS;
-    pub(in super::super) const CPU_WORDS: usize = 8;
+    pub const CPU: usize = DISK + DISKS * DISK_WORDS;
+    /// Words of such a record.
+    pub const CPU_WORDS: usize = 8;
 
     /// Words of the whole value.
-    pub(in super::super) const WORDS: usize = CPU + CPUS * CPU_WORDS;
+    pub const WORDS: usize = CPU + CPUS * CPU_WORDS;
 
     /// Value of [`MAGIC`], without the version.
-    pub(in super::super) const MAGIC_VALUE: u64 = u64::from_le_bytes(*b"HWTRACK\0");
+    pub const MAGIC_VALUE: u64 = u64::from_le_bytes(*b"HWTRACK\0");
     /// [`STATE`] of a set that is not yet complete.
-    pub(in super::super) const BUILDING: u64 = 0;
+    pub const BUILDING: u64 = 0;
     /// [`STATE`] of a set that can be continued.
-    pub(in super::super) const COMPLETE: u64 = 1;
+    pub const COMPLETE: u64 = 1;
 }
 
 /// What a program saw.

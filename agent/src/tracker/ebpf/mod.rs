@@ -6,7 +6,7 @@
 
 mod continuity;
 mod control;
-mod layout;
+pub mod layout;
 mod pins;
 mod programs;
 mod set;
