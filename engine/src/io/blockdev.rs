@@ -121,8 +121,12 @@ mod tests {
         assert_eq!(found, BlockDevice { id, size: SIZE as u64, logical_block: 512 });
 
         zero_out(&file, 512, 1024).unwrap();
-        punch_hole(&file, 8192, 4096).unwrap();
-        discard(&file, 1 << 20, 4096).unwrap();
+        // Which of these a loop device offers depends on the file system under it.
+        let unsupported = |error: &io::Error| error.kind() == io::ErrorKind::Unsupported;
+        if punch_hole(&file, 8192, 4096).inspect_err(|error| assert!(unsupported(error))).is_err() {
+            zero_out(&file, 8192, 4096).unwrap();
+        }
+        assert!(discard(&file, 1 << 20, 4096).err().as_ref().is_none_or(unsupported));
         flush_buffers(&file).unwrap();
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).unwrap();

@@ -17,7 +17,7 @@ use tokio_uring::buf::{IoBuf, IoBufMut};
 /// Alignment of every [`AlignedBuf`] in bytes: the largest that any logical block needs.
 pub(super) const ALIGNMENT: usize = 4096;
 
-/// A heap buffer of fixed capacity, aligned to [`ALIGNMENT`]. All of its bytes are always initialised.
+/// A heap buffer of fixed capacity, aligned to 4096 bytes. All of its bytes are always initialised.
 pub struct AlignedBuf {
     start: NonNull<u8>,
     len: usize,
