@@ -164,8 +164,6 @@ impl StreamNode {
         }
         self.handle_agent_timeout(now);
         self.handle_target_timeout(now);
-        self.finish_if_idle(now);
-        self.connect_if_wanted(now);
     }
 
     /// The stream as it stands.
@@ -258,9 +256,11 @@ impl StreamNode {
                 Store::Unknown => true,
                 Store::Broken(_) => false,
             };
+        // Of an unknown stream there is nothing to keep.
+        let linger = if let Store::Unknown = self.store { Duration::ZERO } else { limits::LINGER };
         if !idle {
             self.idle_since = None;
-        } else if *self.idle_since.get_or_insert(now) + limits::LINGER <= now && !self.finished {
+        } else if *self.idle_since.get_or_insert(now) + linger <= now && !self.finished {
             self.close_target("nothing left to do", None);
             if let Store::Known(spool) = &mut self.store
                 && let Err(error) = spool.compact()
@@ -271,10 +271,4 @@ impl StreamNode {
             self.finished = true;
         }
     }
-}
-
-/// The delay until `at`, for drivers that sleep.
-#[must_use]
-pub fn delay_until(at: Option<Instant>, now: Instant, most: Duration) -> Duration {
-    at.map_or(most, |at| at.saturating_duration_since(now).min(most))
 }

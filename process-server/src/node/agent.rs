@@ -77,11 +77,10 @@ impl StreamNode {
         }
     }
 
-    /// The agent's connection has ended.
-    pub fn handle_agent_closed(&mut self, conn: ConnectionId, now: Instant) {
+    /// The agent's connection has ended. Call [`Self::commit`] after it.
+    pub fn handle_agent_closed(&mut self, conn: ConnectionId) {
         if self.agent.as_ref().is_some_and(|agent| agent.conn == conn) {
             self.forget_agent();
-            self.finish_if_idle(now);
         }
     }
 
@@ -102,6 +101,7 @@ impl StreamNode {
         self.spool_pending(now);
         self.tell_agent(now);
         self.connect_if_wanted(now);
+        self.finish_if_idle(now);
     }
 
     pub(super) fn agent_timeout(&self) -> Option<Instant> {

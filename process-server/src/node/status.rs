@@ -79,3 +79,25 @@ pub struct StreamStatus {
     /// Counts since the service started.
     pub counts: Counts,
 }
+
+impl StreamStatus {
+    /// Of a stream whose spool is still being read.
+    #[must_use]
+    pub fn at_start(stream: StreamId) -> Self {
+        Self {
+            stream,
+            vm: None,
+            agent: None,
+            agent_connected: false,
+            target: TargetStatus::Idle,
+            spooled: Seq(0),
+            epoch: Epoch::FIRST,
+            durable: Seq(0),
+            spool_bytes: Size(0),
+            in_flight: Size(0),
+            hold: None,
+            trouble: None,
+            counts: Counts::default(),
+        }
+    }
+}

@@ -321,12 +321,14 @@ fn a_stream_that_nobody_needs_is_let_go_and_comes_back() {
     let mut world = running(20);
     world.settle();
     world.hang_up_agent();
+    world.node.commit(world.now);
     let mut now = world.now;
     while !world.node.is_finished() {
         let at = world.node.poll_timeout().expect("it waits for something");
         assert!(at <= world.now + 2 * limits::LINGER);
         now = now.max(at);
         world.node.handle_timeout(now);
+        world.node.commit(now);
         while let Some(output) = world.node.poll_output() {
             assert!(!matches!(output, Output::DialTarget(_) | Output::ToAgent(..)), "{output:?}");
         }

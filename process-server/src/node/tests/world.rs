@@ -322,7 +322,7 @@ impl World {
     /// The agent's connection is cut; what is on the way is lost.
     pub(super) fn hang_up_agent(&mut self) {
         self.lose_agent();
-        self.node.handle_agent_closed(self.agent_conn, self.now);
+        self.node.handle_agent_closed(self.agent_conn);
     }
 
     fn lose_agent(&mut self) {

@@ -1,0 +1,43 @@
+//! What the running service answers to `status`.
+
+use engine::service::quantity::Size;
+use serde::{Deserialize, Serialize};
+
+use crate::node::StreamStatus;
+
+/// A question to the service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "kebab-case")]
+pub enum Request {
+    /// How everything stands; answered with a [`ServerStatus`].
+    Status,
+}
+
+/// The service as it stands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Where the master target is.
+    pub target: String,
+    /// Bytes of spool files.
+    pub spool_used: Size,
+    /// What they may take.
+    pub spool_limit: Size,
+    /// Bandwidth limit towards the master target, bytes a second.
+    pub rate_limit: Option<u64>,
+    /// Connections refused before they belonged to a stream, since the service started.
+    pub refused_connections: u64,
+    /// Streams in memory; others have nothing to do.
+    pub streams: Vec<StreamReport>,
+}
+
+/// A stream as it stands, and how fast it is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StreamReport {
+    /// As it stands.
+    #[serde(flatten)]
+    pub status: StreamStatus,
+    /// Frame bytes a second from the agent, over the last seconds.
+    pub bytes_per_second_in: u64,
+    /// Frame bytes a second to the master target, over the last seconds.
+    pub bytes_per_second_out: u64,
+}
