@@ -5,8 +5,9 @@
 // User space reads and clears the marks; the byte-for-byte layout of `struct control` and of the marks is
 // described, and checked against this file by a test, in ../ebpf/layout.rs. Built by scripts/build-bpf.
 //
-// A mark belongs to a generation, 0 or 1: `active` says which. User space ends a generation by changing
-// `active` and then waits until nobody is counted in under the old one; from then on its marks are still.
+// A mark belongs to a generation, 0 or 1: whether the number of flips is even or odd. User space ends a
+// generation by raising that number and then waits until nobody is counted in under the old one; from then on
+// its marks are still.
 //
 //     count in under g (full barrier) → is g still active? → mark → count out (full barrier)
 //
@@ -18,6 +19,7 @@
 // counts the miss. Preemption is off around tracepoints, so at most three contexts nest (task, softirq,
 // hardirq): of three identical programs on one tracepoint, at least one is free. (The loader refuses
 // PREEMPT_RT.) It follows that everything here must be idempotent: the same event is seen up to three times.
+// What the first copy did the others find done, by looking only (`nothing_to_do`).
 //
 // What cannot be marked exactly sets the disk's `overflow` flag, which means: anything may have been written.
 // Reads, flushes and pass-through commands do not mark; the contents of the latter are unknown to the kernel.
@@ -26,6 +28,8 @@
 
 #define DISKS 64
 #define CPUS 1024
+#define TABLE 1024    /* entries of the disk table */
+#define PROBES 8      /* of them, those in a row where a disk may be */
 #define BUCKETS 4096
 #define BUCKET_ENTRIES 16
 #define BIOS 4096     /* of one discard; drivers merge at most a few hundred */
@@ -33,15 +37,17 @@
 
 enum event { ISSUED = 0, COMPLETED = 1 };
 
-/* Each group has cache lines of its own: `active` is read by all, the counts are written by all. */
+/*
+ * `inside` counts the programs counted in, `inflight` the writes issued and not yet complete, both by generation.
+ * One CPU's count of writes may be negative, since another may complete them; only the sum means anything.
+ */
 struct control {
-	__u64 header[16];                                          /* of user space */
-	__u64 active;
-	__u64 unknown;                                             /* writes in flight that `inflight` lacks */
+	__u64 header[16]; /* of user space */
+	__u64 flips;
+	__u64 unknown;    /* writes in flight that `inflight` lacks */
 	__u64 pad[6];
-	struct { __u64 inflight, pad[7]; } generation[2];          /* writes issued under it, not yet complete */
 	struct { __u64 header[4], overflow[2], pad[2]; } disk[DISKS];
-	struct { __u64 inside[2], pad[6]; } cpu[CPUS];             /* programs counted in, per generation */
+	struct { __u64 inside[2], inflight[2], pad[4]; } cpu[CPUS];
 };
 
 struct {
@@ -62,6 +68,7 @@ struct {
 } marks SEC(".maps");
 
 struct disk {
+	__u64 dev;         /* major << 20 | minor; 0 = no disk */
 	__u64 plane[2][2]; /* [event][generation]: first word of its bits in `marks` */
 	__u64 summary;     /* from there to its summary, one bit for each word of bits */
 	__u64 granules;
@@ -69,16 +76,16 @@ struct disk {
 	__u64 slot;        /* in control.disk */
 };
 
-/* Protected disks by device number, major << 20 | minor. */
+/* Protected disks, by a hash of the device number. Quicker than a BPF hash, and every request is looked up. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, DISKS);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, TABLE);
 	__type(key, __u32);
 	__type(value, struct disk);
 } disks SEC(".maps");
 
 /*
- * Writes in flight: address of the request | generation, 0 = free. One request is issued or completed by one
+ * Writes in flight: what tells the request from others | generation, 0 = free. One request is issued or completed by one
  * CPU at a time, so its entry has one writer. Not a BPF hash, whose bucket locks refuse an interrupt that
  * meets them taken, and whose delete could so fail.
  */
@@ -116,16 +123,24 @@ static __always_inline int set_bits(__u32 word, __u64 mask, int *changed)
 	return 1;
 }
 
-/* Marks the nth word of a run. Returns 1 to stop. */
-static long mark_word(__u32 n, struct run *run)
+/* The bits of a run in the nth of its words. */
+static __always_inline __u64 mask_of(const struct run *run, __u32 n)
 {
-	__u64 word = (run->first >> 6) + n, mask = ~0ULL;
-	int changed = 0;
+	__u64 mask = ~0ULL;
 
 	if (n == 0)
 		mask <<= run->first & 63;
-	if (word == run->last >> 6)
+	if ((run->first >> 6) + n == run->last >> 6)
 		mask &= ~0ULL >> (63 - (run->last & 63));
+	return mask;
+}
+
+/* Marks the nth word of a run. Returns 1 to stop. */
+static long mark_word(__u32 n, struct run *run)
+{
+	__u64 word = (run->first >> 6) + n, mask = mask_of(run, n);
+	int changed = 0;
+
 	if (!set_bits(run->bits + word, mask, &changed) ||
 	    (changed && !set_bits(run->summary + (word >> 6), 1ULL << (word & 63), &changed))) {
 		run->failed = 1;
@@ -134,23 +149,30 @@ static long mark_word(__u32 n, struct run *run)
 	return 0;
 }
 
-/* Marks `bytes` bytes from `sector`. False if not all of it could be. */
-static __always_inline int mark_bytes(const struct disk *disk, enum event event, __u32 g, __u64 sector, __u64 bytes)
+/* The granules of `bytes` bytes (not 0) from `sector` on. */
+static __always_inline struct run run_of(const struct disk *disk, enum event event, __u32 g, __u64 sector,
+					 __u64 bytes)
 {
-	__u64 start = sector << 9, words;
-	__u32 plane = disk->plane[event][g & 1];
-	struct run run = {
+	__u64 start = sector << 9, plane = disk->plane[event][g & 1];
+
+	return (struct run){
 		.first = start >> disk->shift,
 		.last = (start + bytes - 1) >> disk->shift,
 		.bits = plane,
 		.summary = plane + disk->summary,
 	};
+}
+
+/* Marks `bytes` bytes from `sector`. False if not all of it could be. */
+static __always_inline int mark_bytes(const struct disk *disk, enum event event, __u32 g, __u64 sector, __u64 bytes)
+{
+	struct run run = run_of(disk, event, g, sector, bytes);
+	__u64 words = (run.last >> 6) - (run.first >> 6) + 1;
 
 	if (bytes == 0)
 		return 1;
 	if (run.last >= disk->granules) /* The disk has grown since it was measured. */
 		return 0;
-	words = (run.last >> 6) - (run.first >> 6) + 1;
 	if (words == 1)
 		mark_word(0, &run);
 	else if (bpf_loop(words, mark_word, &run, 0) != (long)words)
@@ -208,9 +230,9 @@ static __always_inline int mark_request(struct request *rq, const struct disk *d
 static __always_inline __u32 count_in(struct control *c, __u32 cpu)
 {
 	for (int i = 0; i < ATTEMPTS; i++) {
-		__u64 g = *(volatile __u64 *)&c->active & 1, now;
+		__u64 g = *(volatile __u64 *)&c->flips & 1, now;
 		add_ordered(&c->cpu[cpu].inside[g], 1);
-		now = *(volatile __u64 *)&c->active & 1;
+		now = *(volatile __u64 *)&c->flips & 1;
 		if (now == g) {
 			/*
 			 * Hide from the compiler that both are equal: the marks are then addressed by this
@@ -231,28 +253,40 @@ static __always_inline struct bucket *bucket_of(__u64 rq)
 	return bpf_map_lookup_elem(&inflight, &key);
 }
 
+/* Finds the entry of a request; BUCKET_ENTRIES if there is none. All that was looked at is added to `seen`. */
+static __always_inline __u32 find(const struct bucket *bucket, __u64 rq, __u64 *seen)
+{
+	for (__u32 i = 0; i < BUCKET_ENTRIES; i++) {
+		__u64 entry = *(volatile __u64 *)&bucket->entry[i];
+		*seen |= entry;
+		if ((entry & ~1ULL) == rq)
+			return i;
+	}
+	return BUCKET_ENTRIES;
+}
+
 /* Notes that a write of generation g is in flight. A requeued one moves to the generation of its last issue. */
-static __always_inline void begin(struct control *c, __u64 rq, __u32 g)
+static __always_inline void begin(struct control *c, __u32 cpu, __u64 rq, __u32 g)
 {
 	struct bucket *bucket = bucket_of(rq);
-	int i;
+	__u64 seen = 0, was;
+	__u32 i;
 
 	if (!bucket)
 		goto unknown;
-	for (i = 0; i < BUCKET_ENTRIES; i++) {
-		__u64 was = *(volatile __u64 *)&bucket->entry[i];
-		if ((was & ~1ULL) != rq)
-			continue;
+	i = find(bucket, rq, &seen);
+	if (i < BUCKET_ENTRIES) {
+		was = *(volatile __u64 *)&bucket->entry[i];
 		if ((was & 1) != g && __sync_val_compare_and_swap(&bucket->entry[i], was, rq | g) == was) {
-			__sync_fetch_and_add(&c->generation[g & 1].inflight, 1);
-			__sync_fetch_and_add(&c->generation[was & 1].inflight, -1);
+			__sync_fetch_and_add(&c->cpu[cpu].inflight[g & 1], 1);
+			__sync_fetch_and_add(&c->cpu[cpu].inflight[was & 1], -1);
 		}
 		return;
 	}
 	for (i = 0; i < BUCKET_ENTRIES; i++) {
 		if (*(volatile __u64 *)&bucket->entry[i] == 0 &&
 		    __sync_val_compare_and_swap(&bucket->entry[i], 0, rq | g) == 0) {
-			__sync_fetch_and_add(&c->generation[g & 1].inflight, 1);
+			__sync_fetch_and_add(&c->cpu[cpu].inflight[g & 1], 1);
 			return;
 		}
 	}
@@ -261,20 +295,58 @@ unknown:
 }
 
 /* Notes that a write is no longer in flight. Only who frees the entry lowers the count. */
-static __always_inline void end(struct control *c, __u64 rq)
+static __always_inline void end(struct control *c, __u32 cpu, __u64 rq)
 {
 	struct bucket *bucket = bucket_of(rq);
+	__u64 seen = 0, was;
+	__u32 i;
 
 	if (!bucket)
 		return;
-	for (int i = 0; i < BUCKET_ENTRIES; i++) {
-		__u64 was = *(volatile __u64 *)&bucket->entry[i];
-		if ((was & ~1ULL) != rq)
-			continue;
-		if (__sync_val_compare_and_swap(&bucket->entry[i], was, 0) == was)
-			__sync_fetch_and_add(&c->generation[was & 1].inflight, -1);
+	i = find(bucket, rq, &seen);
+	if (i == BUCKET_ENTRIES)
 		return;
+	was = *(volatile __u64 *)&bucket->entry[i];
+	if (__sync_val_compare_and_swap(&bucket->entry[i], was, 0) == was)
+		__sync_fetch_and_add(&c->cpu[cpu].inflight[was & 1], -1);
+}
+
+/*
+ * Whether everything that this event has to leave behind under the active generation is there already. Looks
+ * without counting in, and so believes what it saw only if no flip came in between. Knows only ordinary writes
+ * within one word of marks, which most are; of others it is not sure.
+ */
+static __always_inline int nothing_to_do(struct control *c, struct request *rq, const struct disk *disk,
+					 enum event event, __u32 bytes, __u64 address)
+{
+	__u64 flips = *(volatile __u64 *)&c->flips, seen, *bits;
+	__u32 g = flips & 1, word, entry;
+	struct bucket *bucket;
+	struct run run;
+
+	if ((rq->cmd_flags & REQ_OP_MASK) != REQ_OP_WRITE || bytes == 0)
+		return 0;
+	run = run_of(disk, event, g, rq->__sector, bytes);
+	if (run.first >> 6 != run.last >> 6 || run.last >= disk->granules)
+		return 0;
+	word = run.bits + (run.first >> 6);
+	bits = bpf_map_lookup_elem(&marks, &word);
+	bucket = bucket_of(address);
+	if (!bits || !bucket)
+		return 0;
+	seen = *(volatile __u64 *)bits;
+	if (~seen & mask_of(&run, 0))
+		return 0;
+	if (event == ISSUED) {
+		entry = find(bucket, address, &seen);
+		if (entry == BUCKET_ENTRIES || (*(volatile __u64 *)&bucket->entry[entry] & 1) != g)
+			return 0;
+	} else if (bytes >= rq->__data_len && find(bucket, address, &seen) != BUCKET_ENTRIES) {
+		return 0;
 	}
+	/* Nothing of it may be looked at after the flips: an address that depends on it keeps CPUs from that. */
+	asm volatile("%0 &= 0" : "+r"(seen));
+	return *(volatile __u64 *)((char *)&c->flips + seen) == flips;
 }
 
 /* The protected disk that a request is for, or null. */
@@ -282,7 +354,7 @@ static __always_inline const struct disk *disk_of(struct request *rq)
 {
 	struct request_queue *q = rq->q;
 	struct gendisk *disk;
-	__u32 dev;
+	__u32 dev, first;
 
 	/* Vendor kernels have bpf_loop, which needs 5.17, above a block layer from before 5.15. */
 	if (bpf_core_field_exists(q->disk))
@@ -290,7 +362,17 @@ static __always_inline const struct disk *disk_of(struct request *rq)
 	else
 		disk = ((struct request___before_5_15 *)rq)->rq_disk;
 	dev = (__u32)disk->major << 20 | (__u32)disk->first_minor;
-	return bpf_map_lookup_elem(&disks, &dev);
+	first = dev * 0x9e3779b1 >> 22;
+	_Static_assert(TABLE == 1 << (32 - 22), "the hash has as many values as the table has entries");
+	for (__u32 i = 0; i < PROBES; i++) {
+		__u32 index = (first + i) % TABLE;
+		const struct disk *entry = bpf_map_lookup_elem(&disks, &index);
+		if (!entry || !entry->dev)
+			return 0;
+		if (entry->dev == dev)
+			return entry;
+	}
+	return 0;
 }
 
 static __always_inline int observe(__u64 *args, enum event event)
@@ -298,9 +380,9 @@ static __always_inline int observe(__u64 *args, enum event event)
 	struct request *rq = (struct request *)args[0];
 	__u32 bytes = event == ISSUED ? rq->__data_len : args[2];
 	__u32 zero = 0, cpu = bpf_get_smp_processor_id(), g, slot;
-	__u64 address;
 	const struct disk *disk;
 	struct control *c;
+	__u64 address;
 
 	switch (rq->cmd_flags & REQ_OP_MASK) {
 	case REQ_OP_READ:
@@ -313,6 +395,10 @@ static __always_inline int observe(__u64 *args, enum event event)
 	c = bpf_map_lookup_elem(&control, &zero);
 	if (!disk || !c)
 		return 0;
+	/* What tells requests apart: their distance from a fixed address, since a pointer is no number to the verifier. */
+	address = (char *)rq - (char *)c;
+	if (nothing_to_do(c, rq, disk, event, bytes, address))
+		return 0;
 	slot = disk->slot & (DISKS - 1);
 	g = cpu < CPUS ? count_in(c, cpu) : 2;
 	if (g > 1) { /* Not counted in, so both generations must hear of it. */
@@ -321,15 +407,14 @@ static __always_inline int observe(__u64 *args, enum event event)
 		*(volatile __u64 *)&c->disk[slot].overflow[1] = 1;
 		return 0;
 	}
+	cpu &= CPUS - 1;
 	if (!mark_request(rq, disk, event, g, bytes))
 		*(volatile __u64 *)&c->disk[slot].overflow[g] = 1;
-	/* The verifier allows no arithmetic on pointers it knows; the same bytes read by a helper are a number. */
-	bpf_probe_read_kernel(&address, sizeof(address), args);
 	if (event == ISSUED)
-		begin(c, address, g);
+		begin(c, cpu, address, g);
 	else if (bytes >= rq->__data_len)
-		end(c, address);
-	add_ordered(&c->cpu[cpu & (CPUS - 1)].inside[g], -1);
+		end(c, cpu, address);
+	add_ordered(&c->cpu[cpu].inside[g], -1);
 	return 0;
 }
 

@@ -1,11 +1,8 @@
 //! The mapped `control` array by name: generations, counts, and what the set of maps says of itself.
 
-use std::{
-    ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::*, fence},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::*, fence},
 };
 
 use engine::io::SharedWords;
@@ -98,25 +95,28 @@ impl Control {
         }
     }
 
+    /// The active generation.
     pub(super) fn active(&self) -> usize {
-        (self.word(at::ACTIVE).load(SeqCst) & 1) as usize
+        (self.word(at::FLIPS).load(SeqCst) & 1) as usize
     }
 
-    /// Changes the active generation. This is the instant of a flip.
-    pub(super) fn activate(&self, generation: usize) {
-        self.word(at::ACTIVE).store(generation as u64, SeqCst);
+    /// Makes the other generation active. This is the instant of a flip.
+    pub(super) fn flip(&self) {
+        self.word(at::FLIPS).fetch_add(1, SeqCst);
         // The counts must be looked at after this, or a program could count itself in unseen.
         fence(SeqCst);
     }
 
     /// Whether no program is counted in under `generation`.
-    pub(super) fn is_still(&self, generation: usize, cpus: Range<usize>) -> bool {
-        cpus.into_iter().all(|cpu| self.word(at::CPU + cpu * at::CPU_WORDS + generation).load(Acquire) == 0)
+    pub(super) fn is_still(&self, generation: usize, cpus: usize) -> bool {
+        (0..cpus).all(|cpu| self.word(of_cpu(cpu) + generation).load(Acquire) == 0)
     }
 
-    /// Writes in flight that were issued under `generation`.
-    pub(super) fn inflight(&self, generation: usize) -> u64 {
-        self.word(at::INFLIGHT[generation]).load(Acquire)
+    /// Writes in flight that were issued under `generation`, which must have ended: its counts only fall then, so
+    /// a sum of 0 is true although it was not taken at one instant.
+    pub(super) fn inflight(&self, generation: usize, cpus: usize) -> u64 {
+        let of_cpu = |cpu| self.word(of_cpu(cpu) + at::CPU_INFLIGHT + generation).load(Acquire);
+        (0..cpus).map(of_cpu).fold(0, u64::wrapping_add)
     }
 
     /// Writes that may be in flight without being counted.
@@ -137,6 +137,10 @@ impl Control {
     fn get(&self, index: usize) -> u128 {
         u128::from(self.word(index).load(Relaxed)) | u128::from(self.word(index + 1).load(Relaxed)) << 64
     }
+}
+
+fn of_cpu(cpu: usize) -> usize {
+    at::CPU + cpu * at::CPU_WORDS
 }
 
 fn record(disk: usize) -> usize {

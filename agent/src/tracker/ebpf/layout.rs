@@ -26,6 +26,21 @@ pub const DISKS: usize = 64;
 /// CPUs that the machine may have.
 pub const CPUS: usize = 1024;
 
+/// Words of `struct disk`.
+pub const DESCRIPTION_WORDS: usize = 9;
+
+/// Entries of the table of `struct disk`.
+const TABLE: u32 = 1024;
+
+/// How many in a row of them may hold a disk.
+const PROBES: u32 = 8;
+
+/// The entries of the table that may hold the disk `dev`, in order: the programs stop at the first empty one.
+pub(super) fn places_of(dev: u32) -> impl Iterator<Item = u32> {
+    let first = dev.wrapping_mul(0x9e37_79b1) >> 22;
+    (first..first + PROBES).map(|index| index % TABLE)
+}
+
 /// Word offsets within `control`.
 pub mod control {
     use super::{CPUS, DISKS};
@@ -45,15 +60,13 @@ pub mod control {
     /// Stream id, two words.
     pub const STREAM: usize = 8;
 
-    /// The active generation.
-    pub const ACTIVE: usize = 16;
-    /// Writes that may be in flight without being counted in [`INFLIGHT`].
+    /// Number of flips; the active generation is its lowest bit.
+    pub const FLIPS: usize = 16;
+    /// Writes that may be in flight without being counted for a CPU.
     pub const UNKNOWN: usize = 17;
-    /// Writes in flight, by the generation they were issued under.
-    pub const INFLIGHT: [usize; 2] = [24, 32];
 
     /// First record of a disk, and words per record.
-    pub const DISK: usize = 40;
+    pub const DISK: usize = 24;
     /// Words of such a record.
     pub const DISK_WORDS: usize = 8;
     /// In a disk's record: device number, major in the upper half.
@@ -65,10 +78,12 @@ pub mod control {
     /// Anything on the disk may have been written, by generation; two words.
     pub const DISK_OVERFLOW: usize = 4;
 
-    /// First record of a CPU: programs counted in, by generation.
+    /// First record of a CPU, and words per record. It begins with the programs counted in, by generation.
     pub const CPU: usize = DISK + DISKS * DISK_WORDS;
     /// Words of such a record.
     pub const CPU_WORDS: usize = 8;
+    /// In a CPU's record: writes issued less writes completed, by the generation they were issued under.
+    pub const CPU_INFLIGHT: usize = 2;
 
     /// Words of the whole value.
     pub const WORDS: usize = CPU + CPUS * CPU_WORDS;
@@ -134,10 +149,11 @@ impl DiskLayout {
         self.user(1 + half)
     }
 
-    /// The disk as the programs want it described: `struct disk`.
-    pub(super) fn describe(self, slot: usize) -> [u64; 8] {
+    /// The disk as the programs want it described: `struct disk`. `dev` is its number as the kernel writes it.
+    pub(super) fn describe(self, dev: u32, slot: usize) -> [u64; DESCRIPTION_WORDS] {
         let plane = |event, generation| self.plane(event, generation).start as u64;
         [
+            u64::from(dev),
             plane(Event::Issued, 0),
             plane(Event::Issued, 1),
             plane(Event::Completed, 0),
@@ -207,6 +223,7 @@ mod tests {
             line.split_whitespace().next().unwrap().parse().unwrap()
         };
         assert_eq!((define("DISKS"), define("CPUS")), (DISKS, CPUS));
+        assert_eq!((define("TABLE"), define("PROBES")), (TABLE as usize, PROBES as usize));
 
         let body = source.split("struct control {").nth(1).unwrap().split("\n};").next().unwrap();
         let (mut at, mut found) = (0, HashMap::new());
@@ -231,14 +248,13 @@ mod tests {
         }
         let is = |name: &str, offset: usize| assert_eq!(found[name], offset, "{name}");
         is("header", 0);
-        is("active", control::ACTIVE);
+        is("flips", control::FLIPS);
         is("unknown", control::UNKNOWN);
-        is("generation.inflight", control::INFLIGHT[0]);
-        is("generation step", control::INFLIGHT[1] - control::INFLIGHT[0]);
         is("disk.header", control::DISK);
         is("disk.overflow", control::DISK + control::DISK_OVERFLOW);
         is("disk step", control::DISK_WORDS);
         is("cpu.inside", control::CPU);
+        is("cpu.inflight", control::CPU + control::CPU_INFLIGHT);
         is("cpu step", control::CPU_WORDS);
         assert_eq!(at, control::WORDS);
     }

@@ -120,8 +120,13 @@ impl EbpfTracker {
         1 - self.active
     }
 
+    /// Writes in flight that were issued before the last flip.
+    fn inflight(&self) -> u64 {
+        self.set.control.inflight(self.ended(), self.cpus)
+    }
+
     fn wait_still(&self, generation: usize) -> Result<(), TrackerError> {
-        match wait_until(STILL_WITHIN, || self.set.control.is_still(generation, 0..self.cpus)) {
+        match wait_until(STILL_WITHIN, || self.set.control.is_still(generation, self.cpus)) {
             true => Ok(()),
             false => Err(TrackerError::NotStill { after_ms: STILL_WITHIN.as_millis() }),
         }
@@ -137,14 +142,13 @@ impl Tracker for EbpfTracker {
         if let Some(disk) = self.disks.iter().position(|disk| disk.untaken) {
             return Err(TrackerError::NotTaken(DiskIndex(disk as u16)));
         }
-        let control = &self.set.control;
         let (ending, next) = (self.active, self.ended());
         // Its count of writes in flight must start from nothing, or two epochs would mix in it.
-        if !wait_until(DRAINED_WITHIN, || control.inflight(next) == 0) {
+        if !wait_until(DRAINED_WITHIN, || self.inflight() == 0) {
             let after_ms = DRAINED_WITHIN.as_millis();
-            return Err(TrackerError::StillInFlight { writes: control.inflight(next), after_ms });
+            return Err(TrackerError::StillInFlight { writes: self.inflight(), after_ms });
         }
-        control.activate(next);
+        self.set.control.flip();
         self.active = next;
         self.disks.iter_mut().for_each(|disk| disk.untaken = true);
         self.wait_still(ending)
@@ -163,7 +167,7 @@ impl Tracker for EbpfTracker {
             }
             control.unknown().fetch_sub(unknown, AcqRel);
         }
-        Ok(control.inflight(self.ended()) == 0)
+        Ok(self.inflight() == 0)
     }
 
     fn take(&mut self, disk: DiskIndex, limit: u64) -> Result<Option<ExtentSet>, TrackerError> {

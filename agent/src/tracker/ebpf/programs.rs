@@ -6,7 +6,7 @@ use std::{fs, path::Path, sync::Arc};
 
 use aya::{
     Btf, BtfError, Ebpf, EbpfLoader,
-    maps::{HashMap, Map, MapData},
+    maps::{Array, Map, MapData},
     programs::{
         BtfTracePoint, ProgramError, ProgramInfo,
         links::{FdLink, PinnedLink},
@@ -100,11 +100,21 @@ impl Loaded {
     }
 
     /// Tells the programs of a disk: device number as the kernel writes it, description as in the layout.
-    pub(super) fn add_disk(&mut self, dev: u32, description: [u64; 8]) -> Result<(), TrackerError> {
+    pub(super) fn add_disk(
+        &mut self,
+        dev: u32,
+        description: [u64; layout::DESCRIPTION_WORDS],
+    ) -> Result<(), TrackerError> {
         let map = self.ebpf.map_mut("disks").ok_or_else(|| missing("disks"))?;
-        let mut disks =
-            HashMap::<_, u32, [u64; 8]>::try_from(map).map_err(TrackerError::bpf("open the disk list"))?;
-        disks.insert(dev, description, 0).map_err(TrackerError::bpf("fill the disk list"))
+        let table = Array::<_, [u64; layout::DESCRIPTION_WORDS]>::try_from(map);
+        let mut table = table.map_err(TrackerError::bpf("open the disk table"))?;
+        for place in layout::places_of(dev) {
+            if table.get(&place, 0).map_err(TrackerError::bpf("read the disk table"))?[0] == 0 {
+                return table.set(place, description, 0).map_err(TrackerError::bpf("fill the disk table"));
+            }
+        }
+        let reason = "their device numbers crowd one corner of the disk table: track fewer disks".into();
+        Err(TrackerError::TooMuch { reason })
     }
 
     /// Pins the maps in `dir`, attaches the programs and pins their links. From its return on every write is

@@ -49,7 +49,8 @@ impl Set {
             if fresh(index) {
                 set.maps(index).dirty.set_all();
             }
-            loaded.add_disk(device.id.kernel_dev_t(), set.disks[index].describe(index))?;
+            let dev = device.id.kernel_dev_t();
+            loaded.add_disk(dev, set.disks[index].describe(dev, index))?;
         }
         fs::create_dir(dir).map_err(TrackerError::io("create", dir))?;
         if let Err(error) = loaded.attach(dir) {
