@@ -11,6 +11,7 @@
 
 mod agent;
 mod forward;
+mod join;
 mod status;
 mod target;
 

@@ -10,6 +10,8 @@
 //! It checks frames by their checksums and places; chains are for the master target. It knows no connections and
 //! blocks in the storage's calls.
 
+mod append;
+mod description;
 mod error;
 pub mod layout;
 mod read;
@@ -23,37 +25,23 @@ mod tests;
 
 use std::{
     collections::VecDeque,
-    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use bytes::Bytes;
 use engine::{
-    frame::{Control, Frame, PROTOCOL, Position, StreamInfo},
+    frame::Position,
     io::{Storage, StorageFile, write_file_atomically},
     units::StreamId,
 };
 
 pub use self::{
+    description::Description,
     error::SpoolError,
     room::{Bounds, Full, Room},
     segment::{Flaw, Loss, Segment},
 };
-use self::{
-    layout::{MARK, magic},
-    read::Reader,
-    room::Share,
-};
-
-/// Whose stream it is, and what it replicates.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Description {
-    /// Name of the agent that owns it.
-    pub agent: String,
-    /// The VM and its disks.
-    pub stream: StreamInfo,
-}
+use self::{layout::MARK, read::Reader, room::Share};
 
 /// What was found in a stream's folder.
 #[derive(Debug)]
@@ -115,11 +103,11 @@ impl Spool {
         if !known.map_err(SpoolError::io("look for", &dir))? {
             return Ok(Opened { spool: None, loss: None });
         }
-        let description = match read_description(&*storage, &dir, stream)? {
+        let description = match description::read_description(&*storage, &dir, stream)? {
             Ok(description) => description,
             Err(loss) => return Ok(Opened { spool: None, loss: Some(loss) }),
         };
-        let mark = read_mark(&*storage, &dir, stream);
+        let mark = retire::read_mark(&*storage, &dir, stream);
         let scan::Scan { segments, loss } = scan::scan(&*storage, &dir, stream, mark.map(|mark| mark.seq))
             .map_err(|(path, source)| SpoolError::io("read", path)(source))?;
         if segments.is_empty() {
@@ -227,47 +215,6 @@ impl Spool {
         self.share.bytes()
     }
 
-    /// Makes `frames`, which must be the next ones, safe: writes them all and syncs once.
-    ///
-    /// # Errors
-    /// [`SpoolError::Full`], [`SpoolError::Io`]. [`Self::position`] says how many are safe all the same; the
-    /// others are forgotten.
-    pub fn append(&mut self, frames: &[Frame]) -> Result<(), SpoolError> {
-        self.settle()?;
-        let (count, room) = self.make_room(frames)?;
-        let limit = self.share.bounds().segment;
-        for frame in &frames[..count] {
-            debug_assert_eq!(frame.header().seq, self.written.0.seq.next());
-            let bytes = frame.bytes();
-            if self.written.1 > MARK as u64 && self.written.1 + bytes.len() as u64 > limit {
-                self.sync()?;
-                self.roll()?;
-            }
-            if let Err(error) = self.tail_file().write_all_at(bytes, self.written.1) {
-                return Err(self.fail("write to", error));
-            }
-            self.written = (Position::after(frame.header()), self.written.1 + bytes.len() as u64);
-        }
-        self.sync()?;
-        room.map_err(SpoolError::Full)
-    }
-
-    /// Makes what was written safe.
-    fn sync(&mut self) -> Result<(), SpoolError> {
-        if self.written.1 == self.last().len {
-            self.count();
-            return Ok(());
-        }
-        if let Err(error) = self.tail_file().sync() {
-            return Err(self.fail("sync", error));
-        }
-        let written = self.written;
-        let last = self.last_mut();
-        (last.end, last.len) = written;
-        self.count();
-        Ok(())
-    }
-
     /// Uses `storage`, the same folder opened anew, after the one before has died of an error.
     pub fn revive(&mut self, storage: Arc<dyn Storage>) {
         self.storage = storage;
@@ -285,46 +232,6 @@ impl Spool {
         assert!(joined, "{:?}", self.segments);
         assert!(self.base().seq <= self.durable.seq && self.durable.seq <= self.position().seq);
         assert_eq!(self.written, (self.position(), self.last().len));
-    }
-
-    /// Takes room for the first of `frames`; says for how many, and why not for all. When a segment that holds
-    /// nothing new stands in the way it goes.
-    fn make_room(&mut self, frames: &[Frame]) -> Result<(usize, Result<(), Full>), SpoolError> {
-        let first_try = self.take_room(frames)?;
-        if first_try.0 == 0 && !frames.is_empty() && self.compact()? {
-            return self.take_room(frames);
-        }
-        Ok(first_try)
-    }
-
-    fn take_room(&mut self, frames: &[Frame]) -> Result<(usize, Result<(), Full>), SpoolError> {
-        let mut free = self.free_space()?;
-        for (count, frame) in frames.iter().enumerate() {
-            // Each may begin a segment.
-            let bytes = (frame.bytes().len() + MARK) as u64;
-            if let Err(full) = self.share.take(bytes, free) {
-                return Ok((count, Err(full)));
-            }
-            free = free.saturating_sub(bytes);
-        }
-        Ok((frames.len(), Ok(())))
-    }
-
-    fn free_space(&self) -> Result<u64, SpoolError> {
-        self.storage.free_space().map_err(SpoolError::io("find the free space of", &self.dir))
-    }
-
-    /// The file that is written to, once [`Self::settle`] has succeeded.
-    fn tail_file(&self) -> &dyn StorageFile {
-        let Tail::Settled(file) = &self.tail else { unreachable!("every writer settles first") };
-        &**file
-    }
-
-    /// The written file failed: nothing is known of what was written since the last sync.
-    fn fail(&mut self, doing: &'static str, error: io::Error) -> SpoolError {
-        let path = self.last().path(&self.dir);
-        self.forget_unsynced();
-        SpoolError::io(doing, path)(error)
     }
 
     fn forget_unsynced(&mut self) {
@@ -351,52 +258,4 @@ impl Spool {
 
 fn unborn(start: Position) -> Segment {
     Segment { start, end: start, len: MARK as u64 }
-}
-
-impl Description {
-    /// As it is kept: the agent's Hello, whose two checksums guard it.
-    fn to_frame(&self) -> Frame {
-        let Description { agent, stream } = self.clone();
-        let id = stream.id;
-        Control::Hello { protocol: PROTOCOL, agent, stream }.to_frame(id)
-    }
-
-    fn from_bytes(bytes: Bytes, stream: StreamId) -> Result<Self, Flaw> {
-        let frame = Frame::parse(bytes)?;
-        match Control::from_frame(&frame)? {
-            Control::Hello { agent, stream: info, .. } if info.id == stream => {
-                Ok(Self { agent, stream: info })
-            }
-            _ => Err(Flaw::Frame(engine::frame::FrameError::Malformed("not this stream's Hello"))),
-        }
-    }
-}
-
-/// The last position known to be durable at the master target. None, if it cannot be read or is damaged: then
-/// the agent sends again what it need not, and segments that could have gone stay a while.
-fn read_mark(storage: &dyn Storage, dir: &Path, stream: StreamId) -> Option<Position> {
-    let mut raw = [0; MARK];
-    let file = storage.open(&dir.join(layout::DURABLE)).ok()?;
-    file.read_exact_at(&mut raw, 0).ok()?;
-    layout::decode(magic::DURABLE, stream, &raw).ok()
-}
-
-fn read_description(
-    storage: &dyn Storage,
-    dir: &Path,
-    stream: StreamId,
-) -> Result<Result<Description, Loss>, SpoolError> {
-    let path = dir.join(layout::DESCRIPTION);
-    let file = storage.open(&path).map_err(SpoolError::io("open", &path))?;
-    let len = file.len().map_err(SpoolError::io("read", &path))?;
-    let most = (engine::frame::layout::HEADER + engine::limits::CONTROL_BODY) as u64;
-    let mut bytes = vec![0; len.min(most) as usize];
-    file.read_exact_at(&mut bytes, 0).map_err(SpoolError::io("read", &path))?;
-    Ok(Description::from_bytes(Bytes::from(bytes), stream).map_err(|flaw| Loss {
-        path,
-        offset: 0,
-        bytes: len,
-        in_the_middle: true,
-        flaw,
-    }))
 }

@@ -6,7 +6,11 @@
 
 use std::path::Path;
 
-use engine::{frame::Position, io::remove_file_durably};
+use engine::{
+    frame::Position,
+    io::{Storage, remove_file_durably},
+    units::StreamId,
+};
 
 use super::{
     Spool, SpoolError, Tail,
@@ -169,4 +173,13 @@ impl Spool {
         self.strangers = false;
         Ok(())
     }
+}
+
+/// The last position known to be durable at the master target. None, if it cannot be read or is damaged: then
+/// the agent sends again what it need not, and segments that could have gone stay a while.
+pub(super) fn read_mark(storage: &dyn Storage, dir: &Path, stream: StreamId) -> Option<Position> {
+    let mut raw = [0; MARK];
+    let file = storage.open(&dir.join(layout::DURABLE)).ok()?;
+    file.read_exact_at(&mut raw, 0).ok()?;
+    layout::decode(magic::DURABLE, stream, &raw).ok()
 }

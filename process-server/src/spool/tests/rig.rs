@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use engine::{
     extent::Extent,
-    frame::{ContentBuilder, DiskInfo, Packed, Payload},
+    frame::{ContentBuilder, DiskInfo, Frame, Packed, Payload, StreamInfo},
     io::sim::{Fault, SimOp, SimStorage},
     units::{Digest, DiskIndex, Epoch, Seq},
 };
