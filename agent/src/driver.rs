@@ -159,7 +159,9 @@ impl Machine {
             let wake = [self.node.poll_timeout(), moment(waiting), Some(self.publish_at)];
             let wake = wake.into_iter().flatten().min().unwrap_or(self.publish_at);
             let sleep = wake.saturating_duration_since(Instant::now());
-            let Ok(event) = self.runtime.block_on(async { timeout(sleep, events.recv()).await }) else { continue };
+            let Ok(event) = self.runtime.block_on(async { timeout(sleep, events.recv()).await }) else {
+                continue;
+            };
             if !event.is_some_and(|event| self.handle(event)) {
                 return;
             }
