@@ -303,7 +303,8 @@ impl Actor {
             self.flush();
             // A minute without anything to do is worth a look at the clock.
             let until = self.node.poll_timeout().unwrap_or(now + Duration::from_secs(60));
-            let wait = tokio::time::timeout_at(until.into(), self.inbox.recv());
+            // The timer is made within the runtime: this thread is none of its own.
+            let wait = async { tokio::time::timeout_at(until.into(), self.inbox.recv()).await };
             match self.server.handle.clone().block_on(wait) {
                 Ok(Some(event)) => self.handle(event),
                 Ok(None) => return,
