@@ -3,6 +3,7 @@
 //! It decides nothing about streams; it only limits how many there are, because each has its bounded memory.
 
 mod agent;
+mod event;
 mod stream;
 mod target;
 
@@ -30,7 +31,7 @@ use engine::{
 };
 use tokio::{runtime::Handle, sync::mpsc};
 
-use self::stream::Event;
+use self::event::Event;
 use crate::{
     admin::{ServerStatus, StreamReport},
     metrics::Metrics,

@@ -82,6 +82,8 @@ pub struct StreamNode {
     agent: Option<Agent>,
     target: Target,
     backoff: Backoff,
+    /// The master target found a frame that is not what was sealed.
+    distrusted: bool,
     /// What the master target said last, if it was no.
     refused: Option<(Refusal, String)>,
     /// Why frames wait to be spooled.
@@ -119,6 +121,7 @@ impl StreamNode {
             agent: None,
             target: Target::Idle { retry: None },
             backoff: Backoff::new(seed),
+            distrusted: false,
             refused: None,
             spool_hold: None,
             spool_retry: None,

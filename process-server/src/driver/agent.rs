@@ -14,7 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Server, stream::Event};
+use super::{Server, event::Event};
 use crate::{
     greeting::{Greeting, GreetingError, Hello},
     limits,

@@ -11,9 +11,8 @@ use bytes::Bytes;
 use engine::units::StreamId;
 use tokio::{sync::mpsc, time::timeout};
 
-use super::{Rates, Server, Stream, lock, target::TargetConnection};
+use super::{Rates, Server, Stream, event::Event, lock, target::TargetConnection};
 use crate::{
-    greeting::Hello,
     limits,
     metrics::StreamMetrics,
     node::{ConnectionId, Output, StreamNode, StreamStatus},
@@ -21,35 +20,6 @@ use crate::{
 
 /// A look at the clock is worth this much sleep at most.
 const NAP: Duration = Duration::from_secs(60);
-
-/// What connections tell the thread.
-pub(super) enum Event {
-    AgentConnected {
-        conn: ConnectionId,
-        hello: Box<Hello>,
-        answers: mpsc::Sender<Bytes>,
-    },
-    AgentBytes {
-        conn: ConnectionId,
-        bytes: Bytes,
-    },
-    AgentClosed {
-        conn: ConnectionId,
-    },
-    TargetConnected {
-        conn: ConnectionId,
-    },
-    TargetBytes {
-        conn: ConnectionId,
-        bytes: Bytes,
-    },
-    /// There is room for frames again.
-    TargetRoom,
-    TargetClosed {
-        conn: ConnectionId,
-        reason: String,
-    },
-}
 
 /// Starts the thread of stream `id`. What the spool holds of it is read there, which may take a while.
 pub(super) fn start(id: StreamId, server: &Arc<Server>) -> io::Result<(Stream, JoinHandle<()>)> {

@@ -16,7 +16,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{Server, lock, stream::Event};
+use super::{Server, event::Event, lock};
 use crate::{limits, node::ConnectionId};
 
 /// A connection, or the try to make one, as the stream's thread sees it. Dropping it ends it at once: frames are

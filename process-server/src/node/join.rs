@@ -58,7 +58,9 @@ impl StreamNode {
                 outcome = Join::Adopted;
                 continue;
             };
-            match spool.join(position) {
+            // Frames that the master target will not have are not sent again: whoever made them sends others.
+            let joined = if std::mem::take(&mut self.distrusted) { Ok(false) } else { spool.join(position) };
+            match joined {
                 Ok(true) => return Ok(outcome),
                 Ok(false) => {
                     let (held, bytes) = (spool.position().seq, spool.bytes());

@@ -251,6 +251,12 @@ impl StreamNode {
                 self.target_hold = reason.map(|reason| format!("the master target waits: {reason}"));
                 Ok(())
             }
+            (Target::Up { .. }, Message::Control(Control::Refused { why: Refusal::Damaged, reason })) => {
+                tracing::error!(stream = %self.id, reason, "the master target refused a frame; the spool is discarded");
+                self.distrusted = true;
+                self.fail_target(&reason, now);
+                Ok(())
+            }
             _ => Err(SessionError::OutOfTurn("something that does not belong there in the conversation")),
         }
     }

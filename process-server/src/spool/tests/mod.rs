@@ -3,6 +3,7 @@
 mod damage;
 mod faults;
 mod rig;
+mod sample;
 
 use engine::io::sim::SimStorage;
 use proptest::prelude::*;
