@@ -4,7 +4,7 @@ use std::path::Path;
 
 use engine::{
     extent::Extent,
-    frame::{ContentBuilder, Packed, Payload},
+    frame::{ContentBuilder, Frame, Packed, Payload},
     io::sim::SimStorage,
     units::{DiskIndex, Seq},
 };

@@ -1,0 +1,253 @@
+//! docs/formats.md and the code say the same: every table of offsets and values, every version, every example.
+//!
+//! A table is named by the comment before it. Its rows must lie one behind the other without gap, so checking each
+//! field's offset and the whole length checks every length, too.
+
+use std::path::Path;
+
+use agent::tracker::ebpf::layout as tracker;
+use engine::{
+    frame::{Control, PROTOCOL, Refusal, layout as frame},
+    io::{Storage, sim::SimStorage},
+    net::Role,
+    point::Point,
+};
+use master_target::journal::{Catalogue, layout as undo};
+use process_server::spool::layout as spool;
+
+fn document() -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/formats.md")).unwrap()
+}
+
+/// The cells of the table behind `<!-- KIND: NAME -->`, without its head.
+fn rows(kind: &str, name: &str) -> Vec<Vec<String>> {
+    let document = document();
+    let marker = format!("<!-- {kind}: {name} -->\n");
+    let table = document.split(&marker).nth(1).unwrap_or_else(|| panic!("no {marker}"));
+    let lines = table.lines().take_while(|line| line.starts_with('|')).skip(2);
+    lines.map(|line| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
+}
+
+/// Compares a table of fields with their offsets and the length of it all.
+fn assert_fields(table: &str, fields: &[(&str, usize)], length: usize) {
+    let (mut said, mut end) = (Vec::new(), 0);
+    for row in rows("table", table) {
+        let [offset, bytes] = [&row[0], &row[1]].map(|cell| cell.parse::<usize>().unwrap());
+        assert_eq!(offset, end, "{table}: {} does not follow the field before it", row[3]);
+        end += bytes;
+        said.push((row[3].clone(), offset));
+    }
+    let known: Vec<_> = fields.iter().map(|(name, offset)| ((*name).to_owned(), *offset)).collect();
+    assert_eq!(said, known, "{table}: document, then code");
+    assert_eq!(end, length, "{table}: length in the document, then in the code");
+}
+
+/// Compares a table of numbers and names.
+fn assert_values(table: &str, values: &[(u8, &str)]) {
+    let said: Vec<(u8, String)> =
+        rows("values", table).into_iter().map(|row| (row[0].parse().unwrap(), row[1].clone())).collect();
+    let known: Vec<_> = values.iter().map(|(value, name)| (*value, (*name).to_owned())).collect();
+    assert_eq!(said, known, "{table}: document, then code");
+}
+
+/// The words of a table, without their quotes.
+fn words(table: &str) -> Vec<String> {
+    rows("words", table).into_iter().map(|row| row[0].trim_matches('`').to_owned()).collect()
+}
+
+/// The lines of the block that is marked as `mark`.
+fn example(mark: &str) -> Vec<String> {
+    let document = document();
+    let block = document.split(&format!("```{mark}\n")).nth(1).unwrap_or_else(|| panic!("no {mark}"));
+    block.split("```").next().unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn frames() {
+    use frame::{at, codec, copy_at, extent_at, extent_kind, kind};
+    let header = [
+        ("magic", at::MAGIC),
+        ("version", at::VERSION),
+        ("kind", at::KIND),
+        ("codec", at::CODEC),
+        ("reserved", at::RESERVED),
+        ("stream", at::STREAM),
+        ("epoch", at::EPOCH),
+        ("seq", at::SEQ),
+        ("body_len", at::BODY_LEN),
+        ("content_len", at::CONTENT_LEN),
+        ("extents", at::EXTENTS),
+        ("disk", at::DISK),
+        ("reserved2", at::RESERVED2),
+        ("body_crc", at::BODY_CRC),
+        ("chain", at::CHAIN),
+        ("header_crc", at::HEADER_CRC),
+    ];
+    assert_fields("frame-header", &header, frame::HEADER);
+    assert_values("frame-kind", &[(kind::DATA, "data"), (kind::SEAL, "seal"), (kind::CONTROL, "control")]);
+    assert_values("frame-codec", &[(codec::STORED, "stored"), (codec::ZSTD, "zstd")]);
+    let extent = [
+        ("start", extent_at::START),
+        ("blocks", extent_at::BLOCKS),
+        ("kind", extent_at::KIND),
+        ("reserved", extent_at::RESERVED),
+    ];
+    assert_fields("frame-extent", &extent, frame::EXTENT);
+    let kinds = [(extent_kind::DATA, "data"), (extent_kind::ZERO, "zero"), (extent_kind::COPY, "copy")];
+    assert_values("frame-extent-kind", &kinds);
+    let copy = [
+        ("start", copy_at::START),
+        ("disk", copy_at::DISK),
+        ("reserved", copy_at::RESERVED),
+        ("digest", copy_at::DIGEST),
+    ];
+    assert_fields("frame-copy", &copy, frame::COPY);
+    assert_eq!(rows("table", "frame-header")[0][4], quoted(frame::MAGIC));
+}
+
+#[test]
+fn undo_logs() {
+    use undo::{at, commit_at, entry_at, kind};
+    let header = [
+        ("magic", at::MAGIC),
+        ("version", at::VERSION),
+        ("reserved", at::RESERVED),
+        ("stream", at::STREAM),
+        ("layer", at::LAYER),
+        ("reserved2", at::RESERVED2),
+        ("crc", at::CRC),
+    ];
+    assert_fields("undo-header", &header, undo::HEADER);
+    let entry = [
+        ("kind", entry_at::KIND),
+        ("reserved", entry_at::RESERVED),
+        ("disk", entry_at::DISK),
+        ("blocks", entry_at::BLOCKS),
+        ("start", entry_at::START),
+        ("data_len", entry_at::DATA_LEN),
+        ("data_crc", entry_at::DATA_CRC),
+        ("number", entry_at::NUMBER),
+        ("crc", entry_at::CRC),
+    ];
+    assert_fields("undo-entry", &entry, undo::ENTRY);
+    assert_values("undo-kind", &[(kind::IMAGE, "image"), (kind::ZEROS, "zeros"), (kind::COMMIT, "commit")]);
+    let commit = [("seq", commit_at::SEQ), ("epoch", commit_at::EPOCH), ("chain", commit_at::CHAIN)];
+    assert_fields("undo-commit", &commit, undo::COMMIT);
+    assert_eq!(rows("table", "undo-header")[0][4], quoted(undo::MAGIC));
+}
+
+#[test]
+fn spool_marks() {
+    use spool::{at, magic};
+    let mark = [
+        ("magic", at::MAGIC),
+        ("version", at::VERSION),
+        ("reserved", at::RESERVED),
+        ("stream", at::STREAM),
+        ("seq", at::SEQ),
+        ("epoch", at::EPOCH),
+        ("chain", at::CHAIN),
+        ("reserved2", at::RESERVED2),
+        ("crc", at::CRC),
+    ];
+    assert_fields("spool-mark", &mark, spool::MARK);
+    let said = &rows("table", "spool-mark")[0][4];
+    assert!(said.contains(&quoted(magic::SEGMENT)) && said.contains(&quoted(magic::DURABLE)));
+}
+
+#[test]
+fn tracker_maps() {
+    use tracker::control as at;
+    let control = [
+        ("magic", at::MAGIC),
+        ("state", at::STATE),
+        ("serial", at::SERIAL),
+        ("disk_count", at::DISK_COUNT),
+        ("boot", at::BOOT),
+        ("object", at::OBJECT),
+        ("stream", at::STREAM),
+        ("flips", at::FLIPS),
+        ("unknown", at::UNKNOWN),
+        ("disk", at::DISK),
+        ("cpu", at::CPU),
+    ];
+    assert_fields("tracker-control", &control, at::WORDS);
+    let disk = [
+        ("id", at::DISK_ID),
+        ("bytes", at::DISK_BYTES),
+        ("identity", at::DISK_IDENTITY),
+        ("overflow", at::DISK_OVERFLOW),
+    ];
+    assert_fields("tracker-disk", &disk, at::DISK_WORDS);
+    assert_fields("tracker-cpu", &[("inside", 0), ("inflight", at::CPU_INFLIGHT)], at::CPU_WORDS);
+}
+
+#[test]
+fn versions() {
+    let document = document();
+    for (format, version) in [
+        ("frame", u64::from(frame::VERSION)),
+        ("conversation (`protocol` in Hello)", u64::from(PROTOCOL)),
+        ("undo log", u64::from(undo::VERSION)),
+        ("spool mark", u64::from(spool::VERSION)),
+        ("tracker maps", tracker::VERSION),
+    ] {
+        let newest = document.lines().rfind(|line| line.starts_with(&format!("| {format} | "))).unwrap();
+        assert_eq!(newest.split('|').nth(2).unwrap().trim(), version.to_string(), "{format}");
+    }
+}
+
+#[test]
+fn every_control_message_has_an_example() {
+    // A new kind of message does not compile here until it has a line.
+    let index = |message: &Control| match message {
+        Control::Hello { .. } => 0,
+        Control::Welcome { .. } => 1,
+        Control::Refused { .. } => 2,
+        Control::Ack { .. } => 3,
+        Control::Hold { .. } => 4,
+        Control::Ping => 5,
+    };
+    let examples = example("jsonl control");
+    for (line, json) in examples.iter().enumerate() {
+        let message: Control = serde_json::from_str(json).unwrap();
+        assert_eq!(index(&message), line);
+        assert_eq!(&serde_json::to_string(&message).unwrap(), json);
+    }
+    assert_eq!(examples.len(), 6);
+
+    let refusals = words("refusal");
+    for word in &refusals {
+        let why: Refusal = serde_json::from_value(word.as_str().into()).unwrap();
+        match why {
+            Refusal::Protocol
+            | Refusal::NotYours
+            | Refusal::BadRequest
+            | Refusal::NoSpace
+            | Refusal::Restored
+            | Refusal::Unavailable
+            | Refusal::Lost
+            | Refusal::Damaged => {}
+        }
+    }
+    assert_eq!(refusals.len(), 8);
+    assert_eq!(words("role"), Role::ALL.map(Role::as_str));
+}
+
+#[test]
+fn a_seal_and_a_catalogue_read_as_described() {
+    let [json] = &example("json point")[..] else { panic!("one line") };
+    let point: Point = serde_json::from_str(json).unwrap();
+    assert_eq!(&point.to_json(), json);
+
+    let [line] = &example("text catalogue")[..] else { panic!("one line") };
+    let storage = SimStorage::new();
+    let bytes = format!("{line}\n").repeat(2);
+    storage.create(Path::new("catalogue")).unwrap().write_all_at(bytes.as_bytes(), 0).unwrap();
+    let state = Catalogue::peek(&storage, Path::new("")).unwrap();
+    assert_eq!((state.agent.as_str(), state.targets.len()), ("web-01", 1));
+}
+
+fn quoted(magic: [u8; 4]) -> String {
+    format!("`{}`", str::from_utf8(&magic).unwrap())
+}
