@@ -50,7 +50,8 @@ fn segment(input: &[u8]) -> Vec<u8> {
 }
 
 fuzz_target!(|input: &[u8]| {
-    let room = Arc::new(Room::new(Bounds { total: 1 << 30, per_stream: 1 << 30, segment: 1 << 20, keep_free: 0 }));
+    let room =
+        Arc::new(Room::new(Bounds { total: 1 << 30, per_stream: 1 << 30, segment: 1 << 20, keep_free: 0 }));
     let storage = Arc::new(SimStorage::new());
     let disk = DiskInfo { name: "sda".into(), bytes: 1 << 30, used_bytes: 0 };
     let stream = StreamInfo { id: STREAM, vm: "vm".into(), disks: vec![disk] };

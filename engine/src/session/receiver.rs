@@ -84,4 +84,14 @@ impl Receiver {
             Control::Ack { spooled, durable }
         })
     }
+
+    /// For tests and fuzzing: checks the invariant.
+    ///
+    /// # Panics
+    /// If it is broken.
+    pub fn check(&self) {
+        assert!(self.durable <= self.spooled && self.spooled <= self.position.seq);
+        assert_eq!(self.unspooled.len() as u64, self.position.seq.0 - self.spooled.0);
+        assert_eq!(self.unspooled_bytes, self.unspooled.iter().sum::<usize>());
+    }
 }

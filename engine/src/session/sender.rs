@@ -125,9 +125,11 @@ impl Sender {
         }
     }
 
-    /// Panics if the invariant is broken.
-    #[cfg(test)]
-    pub(super) fn check(&self) {
+    /// For tests and fuzzing: checks the invariant.
+    ///
+    /// # Panics
+    /// If it is broken.
+    pub fn check(&self) {
         let mut at = self.released.seq;
         for frame in &self.frames {
             at = at.next();

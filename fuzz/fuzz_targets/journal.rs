@@ -1,0 +1,180 @@
+//! The journal's files: no bytes make the start-up panic; what it accepts it accepts again with the same meaning,
+//! and undoing restores leads back to the disks as they were.
+//!
+//! The input is a catalogue, then the undo logs of layers 1, 2 and so on, each from its magic to the next one's. It
+//! is tried as it is, and with numbers, lengths and checksums put right.
+
+#![no_main]
+
+use std::{path::Path, sync::Arc};
+
+use engine::{
+    io::{Device, Storage, read_exact_at, sim::SimStorage},
+    units::BLOCK_BYTES,
+};
+use homeward_fuzz::put;
+use libfuzzer_sys::fuzz_target;
+use master_target::{
+    journal::{
+        Catalogue, View,
+        layout::{self, COMMIT, ENTRY, HEADER, at, entry_at, kind},
+    },
+    replica::{Replica, Target},
+};
+use serde_json::Value;
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+const DISKS: usize = 3;
+const DISK_BYTES: u64 = 12 * BLOCK_BYTES - 512;
+
+fuzz_target!(|bytes: &[u8]| {
+    let starts: Vec<usize> = bytes
+        .windows(layout::MAGIC.len())
+        .enumerate()
+        .filter_map(|(start, window)| (window == layout::MAGIC).then_some(start))
+        .collect();
+    let catalogue = &bytes[..starts.first().copied().unwrap_or(bytes.len())];
+    let ends = starts.iter().skip(1).copied().chain([bytes.len()]);
+    let mut logs: Vec<Vec<u8>> =
+        starts.iter().zip(ends).map(|(start, end)| bytes[*start..end].to_vec()).collect();
+    run(catalogue, &logs);
+
+    let stream = catalogue_stream(catalogue);
+    logs.iter_mut().enumerate().for_each(|(index, log)| mend_log(log, index as u64 + 1, stream));
+    run(&mend_catalogue(catalogue, &logs), &logs);
+});
+
+fn run(catalogue: &[u8], logs: &[Vec<u8>]) {
+    let sim = Arc::new(SimStorage::new());
+    let storage: Arc<dyn Storage> = Arc::clone(&sim) as _;
+    let dir = Path::new("");
+    let write = |name: &str, bytes: &[u8]| {
+        storage.create(Path::new(name)).unwrap().write_all_at(bytes, 0).unwrap();
+    };
+    write("catalogue", catalogue);
+    logs.iter().enumerate().for_each(|(index, log)| write(&format!("layer-{:010}.undo", index + 1), log));
+
+    let Ok(state) = Catalogue::peek(storage.as_ref(), dir) else { return };
+    if state.stream.disks.len() > DISKS {
+        return;
+    }
+    let mut devices: Vec<Arc<dyn Device>> = Vec::new();
+    for disk in 0..state.stream.disks.len() {
+        let name = format!("disk-{disk}");
+        storage.create(Path::new(&name)).unwrap().set_len(DISK_BYTES).unwrap();
+        devices.push(storage.device(Path::new(&name)).unwrap());
+    }
+    let targets =
+        || devices.iter().map(|device| Target { device: device.clone(), bytes: DISK_BYTES, thin: true });
+    let open = || Replica::open(Arc::clone(&storage), dir, targets().collect());
+    let images = || -> Vec<Vec<u8>> {
+        let image = |device: &Arc<dyn Device>| {
+            read_exact_at(device.as_ref(), 0, DISK_BYTES as usize).unwrap().to_vec()
+        };
+        devices.iter().map(image).collect()
+    };
+
+    let Ok(replica) = open() else { return };
+    let found = (replica.position(), replica.state().clone(), images());
+    drop(replica);
+    let mut replica = open().unwrap_or_else(|error| panic!("opened once, but not again: {error}"));
+    assert!(
+        found == (replica.position(), replica.state().clone(), images()),
+        "a second start finds something else"
+    );
+
+    let _ = replica.journal_bytes();
+    for layer in state.oldest..=state.newest_layer() {
+        let Ok(view) = View::at(&storage, dir, replica.state(), layer) else { continue };
+        for disk in 0..DISKS as u16 {
+            view.pieces(engine::units::DiskIndex(disk)).iter().for_each(|piece| drop(view.read(piece)));
+        }
+    }
+    if replica.restore_state().is_some() && replica.undo_restore(&mut |_, _| {}).is_err() {
+        return;
+    }
+    let before = images();
+    let points: Vec<_> = replica.state().points.values().cloned().collect();
+    for point in points.iter().take(3) {
+        // A damaged log ends a restore before anything is overwritten by it; what was done is undone below.
+        let _ = replica.restore(point, &mut |_, _| {});
+    }
+    if replica.restore_state().is_some() && replica.undo_restore(&mut |_, _| {}).is_ok() {
+        assert!(images() == before, "undoing all restores must lead back");
+    }
+}
+
+/// The stream's id, if the first record says it.
+fn catalogue_stream(catalogue: &[u8]) -> Option<uuid::Uuid> {
+    let record = records(catalogue).into_iter().next()?;
+    record["stream"]["id"].as_str()?.parse().ok()
+}
+
+/// The records in a catalogue, whatever stands before them; a second copy is left out.
+fn records(catalogue: &[u8]) -> Vec<Value> {
+    let mut records: Vec<Value> = Vec::new();
+    for line in catalogue.split(|byte| *byte == b'\n') {
+        let json = line.iter().position(|byte| *byte == b'{').map_or(&[][..], |start| &line[start..]);
+        match serde_json::from_slice(json) {
+            Ok(record) if records.last() != Some(&record) => records.push(record),
+            _ => {}
+        }
+    }
+    records
+}
+
+/// The catalogue's records with the lengths that the logs have, and lines around them that are right.
+fn mend_catalogue(catalogue: &[u8], logs: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (number, mut record) in records(catalogue).into_iter().enumerate() {
+        let holder = if record["record"] == "sealed" { &mut record["point"] } else { &mut record };
+        let layer = holder.get("layer").and_then(Value::as_u64).unwrap_or(0);
+        if let (Some(log), Some(value)) =
+            (logs.get((layer as usize).wrapping_sub(1)), holder.get_mut("log_bytes"))
+        {
+            *value = log.len().into();
+        }
+        let numbered = format!("{number} {record}");
+        let line = format!("{:08x} {numbered}\n", crc32fast::hash(numbered.as_bytes()));
+        bytes.extend_from_slice(line.repeat(2).as_bytes());
+    }
+    bytes
+}
+
+/// Makes a whole log of `log`: a right header, and entries as long as what is left allows.
+fn mend_log(log: &mut Vec<u8>, layer: u64, stream: Option<uuid::Uuid>) {
+    log.resize(log.len().max(HEADER), 0);
+    put(log, at::VERSION, &[layout::VERSION]);
+    put(log, at::RESERVED, &[0; 3]);
+    put(log, at::RESERVED2, &[0; 4]);
+    put(log, at::STREAM, stream.unwrap_or_default().as_bytes());
+    put(log, at::LAYER, &layer.to_le_bytes());
+    let crc = crc32fast::hash(&log[..at::CRC]);
+    put(log, at::CRC, &crc.to_le_bytes());
+
+    let (mut start, mut number) = (HEADER, 0u32);
+    while start + ENTRY <= log.len() {
+        let room = log.len() - start - ENTRY;
+        let (entry, data) = log[start..].split_at_mut(ENTRY);
+        let data_len = match entry[entry_at::KIND] {
+            kind::IMAGE if room >= BLOCK => {
+                put(entry, entry_at::BLOCKS, &1u32.to_le_bytes());
+                BLOCK
+            }
+            kind::COMMIT if room >= COMMIT => COMMIT,
+            kind::COMMIT | kind::IMAGE => {
+                entry[entry_at::KIND] = kind::ZEROS;
+                0
+            }
+            _ => 0,
+        };
+        put(entry, entry_at::RESERVED, &[0]);
+        put(entry, entry_at::DATA_LEN, &(data_len as u32).to_le_bytes());
+        put(entry, entry_at::DATA_CRC, &crc32fast::hash(&data[..data_len]).to_le_bytes());
+        put(entry, entry_at::NUMBER, &number.to_le_bytes());
+        let crc = crc32fast::hash(&entry[..entry_at::CRC]);
+        put(entry, entry_at::CRC, &crc.to_le_bytes());
+        (start, number) = (start + ENTRY + data_len, number + 1);
+    }
+    log.truncate(start);
+}
