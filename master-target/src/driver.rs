@@ -70,6 +70,7 @@ enum Event {
         reporter: Reporter,
         done: oneshot::Sender<Result<StreamStatus, String>>,
     },
+    Stop,
 }
 
 /// What to do with a VM's disks.
@@ -90,11 +91,11 @@ impl Server {
         Arc::new(Self { home, retention, metrics, streams, connections, handle: Handle::current() })
     }
 
-    /// Accepts connections until asked to stop.
+    /// Accepts connections until asked to stop; then every stream completes what it is doing.
     pub async fn serve(self: Arc<Self>, listener: Listener, stop: Shutdown) {
         loop {
             let incoming = tokio::select! {
-                () = stop.requested() => return,
+                () = stop.requested() => return self.end_streams().await,
                 incoming = listener.accept() => incoming,
             };
             let (server, stop) = (Arc::clone(&self), stop.clone());
@@ -104,6 +105,15 @@ impl Server {
                     () = server.connection(incoming) => {}
                 }
             });
+        }
+    }
+
+    async fn end_streams(&self) {
+        let streams = std::mem::take(&mut *lock(&self.streams));
+        for stream in streams.into_values() {
+            // A stream that has ended by itself is as good.
+            let _ = stream.events.send(Event::Stop).await;
+            stream.events.closed().await;
         }
     }
 
@@ -283,7 +293,9 @@ impl Actor {
         let vm = self.node.replica().state().stream.vm.clone();
         loop {
             while let Ok(event) = self.inbox.try_recv() {
-                self.handle(event);
+                if !self.handle(event) {
+                    return;
+                }
             }
             let now = Instant::now();
             if self.node.has_work(now) {
@@ -306,14 +318,18 @@ impl Actor {
             // The timer is made within the runtime: this thread is none of its own.
             let wait = async { tokio::time::timeout_at(until.into(), self.inbox.recv()).await };
             match self.server.handle.clone().block_on(wait) {
-                Ok(Some(event)) => self.handle(event),
-                Ok(None) => return,
+                Ok(event) => {
+                    if !event.is_some_and(|event| self.handle(event)) {
+                        return;
+                    }
+                }
                 Err(_) => self.node.handle_timeout(Instant::now()),
             }
         }
     }
 
-    fn handle(&mut self, event: Event) {
+    /// False when it is over.
+    fn handle(&mut self, event: Event) -> bool {
         let now = Instant::now();
         let current = self.connection.as_ref().map(|(connection, _)| *connection);
         match event {
@@ -329,6 +345,7 @@ impl Actor {
                 self.node.handle_closed();
             }
             Event::Bytes { .. } | Event::Closed { .. } => {}
+            Event::Stop => return false,
             Event::Restore { request, reporter, done } => {
                 // Replication waits from here on: its sender is told so when it connects again.
                 self.connection = None;
@@ -340,6 +357,7 @@ impl Actor {
             }
         }
         self.flush();
+        true
     }
 
     fn restore(
