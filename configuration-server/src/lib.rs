@@ -1,3 +1,5 @@
-//! The operator's side: keys and the demo, later the configuration server.
+//! The operator's side: keys, a whole Homeward on one machine, and the demo; later the configuration server.
 
+pub mod demo;
+pub mod lab;
 pub mod pki;

@@ -4,15 +4,20 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use engine::service::{exit, logging};
+use engine::service::{
+    exit::{self, Code},
+    logging,
+};
 
 mod cli {
     //! Arguments and output of the subcommands.
+    pub(crate) mod demo;
     pub(crate) mod pki;
 }
 
 const EXAMPLES: &str = "\
 Examples:
+  homeward demo                              see it work: on any Linux machine, nothing configured
   homeward pki init                          make the private CA in ./pki, once
   homeward pki issue --role agent db-1       a certificate for one service
   homeward pki show pki/agent-db-1.pem       whose it is, until when it is valid
@@ -39,6 +44,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Replicate a scratch disk in use, kill services on the way, restore and verify every point.
+    Demo(cli::demo::Args),
     /// Keys: make the private CA, issue and show certificates.
     #[command(subcommand)]
     Pki(cli::pki::Command),
@@ -51,16 +58,24 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    exit::run(cli.json, || {
-        logging::init(cli.log.as_deref(), false)?;
+    let mut held = true;
+    let code = exit::run(cli.json, || {
+        let quiet = matches!(cli.command, Command::Demo(_)).then_some("warn");
+        logging::init(cli.log.as_deref().or(quiet), false)?;
         match cli.command {
+            Command::Demo(args) => {
+                held = args.run(cli.json)?;
+                Ok(())
+            }
             Command::Pki(command) => command.run(cli.json),
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Cli::command(), "homeward", &mut std::io::stdout());
                 Ok(())
             }
         }
-    })
+    });
+    // It did what it was to do, and found that something is wrong.
+    if held { code } else { Code::Failed.into() }
 }
 
 #[cfg(test)]
