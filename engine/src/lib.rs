@@ -1,8 +1,8 @@
 //! What both ends of a replication must agree on: units, extents, frames, sessions, recovery points;
 //! and, in [`io`] and [`net`], the only code that touches disks and sockets on everybody's behalf.
 //!
-//! Layers, lowest first; a module uses only what stands above it in this list:
-//! `units` → `limits` → `extent` → `digest` → `point` → `frame` → `session`, beside them `io`, `net`, `service`.
+//! Layers, lowest first: `units` → `limits` → `extent` → `extent_set` → `dirty_map`; `units` → `point`; on these
+//! `frame` → `session`. Beside them, using only `limits`: `io`, and `net` → `service`.
 //! It knows nothing of agents, servers or VMware.
 
 pub mod dirty_map;

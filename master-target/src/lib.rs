@@ -1,6 +1,6 @@
 //! The master target: applies frames to VMware disks and keeps recovery points.
 //!
-//! Layers, lowest first: `vmdk`, `datastore`, `journal` → `replica`, `restore` → `home` → `node` → `status`,
+//! Layers, lowest first: `datastore` → `vmdk`; `journal` → `replica`, `restore` → `home` → `node` → `status`,
 //! `metrics` → `driver` → `admin`; beside them `config`.
 
 pub mod admin;
