@@ -222,36 +222,75 @@ fn flipping_needs_the_last_generation_taken() {
     tracker.flip().unwrap();
 }
 
+/// A disk whose writes can be held in flight: it is a file on a file system that can be frozen.
+struct Holdable {
+    disk: LoopDevice,
+    mounted: Mounted,
+    _below: LoopDevice,
+}
+
+impl Holdable {
+    fn new() -> Option<Self> {
+        let below = LoopDevice::of_size(96 * MIB)?;
+        run("mkfs.ext4", &["-q", below.path().to_str().unwrap()]);
+        let mounted = Mounted::new(&below);
+        let image = mounted.dir.path().join("image");
+        File::create(&image).unwrap().set_len(16 * MIB).unwrap();
+        Some(Self { disk: LoopDevice::over(&image), mounted, _below: below })
+    }
+
+    /// Calls `during` while a write to block 9 is in flight.
+    fn hold(&self, during: impl FnOnce()) {
+        let dir = self.mounted.dir.path().to_str().unwrap();
+        run("fsfreeze", &["--freeze", dir]);
+        let thaw = Thaw(dir);
+        thread::scope(|scope| {
+            // Dropped before the scope waits for the writer, also when `during` panics.
+            let _thaw = thaw;
+            scope.spawn(|| self.disk.write(9, 1, 1));
+            wait_for("the write is issued", || !self.is_quiet());
+            during();
+            assert!(!self.is_quiet());
+        });
+    }
+
+    fn is_quiet(&self) -> bool {
+        BlockDevice::find(self.disk.path()).unwrap().unwrap().is_quiet().unwrap()
+    }
+}
+
 #[test]
 fn writes_in_flight_are_known() {
-    let Some(below) = LoopDevice::of_size(96 * MIB) else { return };
-    run("mkfs.ext4", &["-q", below.path().to_str().unwrap()]);
-    let mounted = Mounted::new(&below);
-    let image = mounted.dir.path().join("image");
-    File::create(&image).unwrap().set_len(16 * MIB).unwrap();
-    let disk = LoopDevice::over(&image);
+    let Some(held) = Holdable::new() else { return };
     let name = Name::new();
-    let mut tracker = name.open_clean(StreamId::random(), &[&disk]);
-    wait_for("the disk is quiet", || tracker.drained().unwrap());
-
-    // While the file system below is frozen, a write to the disk on it stays in flight.
-    let dir = mounted.dir.path().to_str().unwrap();
-    run("fsfreeze", &["--freeze", dir]);
-    thread::scope(|scope| {
-        let writer = scope.spawn(|| disk.write(9, 1, 1));
-        let thaw = Thaw(dir);
-        wait_for("the write is issued", || tracker.written_since_flip(DISK, Block(9), 1));
+    let mut tracker = name.open_clean(StreamId::random(), &[&held.disk]);
+    wait_for("what was in flight before is known to be complete", || tracker.drained().unwrap());
+    // The block is marked already when the write to be held comes.
+    held.disk.write(9, 1, 1);
+    held.hold(|| {
         assert_eq!(flip_and_take(&mut tracker, DISK), [9]);
         assert!(!tracker.drained().unwrap());
         let start = Instant::now();
         assert!(matches!(tracker.flip(), Err(TrackerError::StillInFlight { writes: 1, .. })));
         assert!(start.elapsed() >= DRAINED_WITHIN);
-        assert!(!writer.is_finished());
-        drop(thaw);
-        writer.join().unwrap();
-        assert!(tracker.drained().unwrap());
-        assert_eq!(flip_and_take(&mut tracker, DISK), [9], "marked again at its completion");
     });
+    assert!(tracker.drained().unwrap());
+    assert_eq!(flip_and_take(&mut tracker, DISK), [9], "marked again at its completion");
+}
+
+#[test]
+fn a_write_issued_before_the_tracker_was_there_is_marked_and_waited_for() {
+    let Some(held) = Holdable::new() else { return };
+    let name = Name::new();
+    let mut tracker = None;
+    held.hold(|| {
+        let opened = tracker.insert(name.open_clean(StreamId::random(), &[&held.disk]));
+        assert_eq!(flip_and_take(opened, DISK), NONE);
+        assert!(!opened.drained().unwrap());
+    });
+    let mut tracker = tracker.unwrap();
+    assert!(tracker.drained().unwrap());
+    assert_eq!(flip_and_take(&mut tracker, DISK), [9]);
 }
 
 struct Thaw<'a>(&'a str);
