@@ -26,16 +26,17 @@ pub(super) fn start(id: StreamId, server: &Arc<Server>) -> io::Result<(Stream, J
     let (events, inbox) = mpsc::channel(limits::INBOX);
     let status = Arc::new(Mutex::new(StreamStatus::at_start(id)));
     let rates = Arc::new(Mutex::new(Rates::default()));
-    let stream = Stream { events: events.clone(), status: Arc::clone(&status), rates };
+    // Weak, so that the thread does not keep its own inbox open.
+    let weak = events.downgrade();
+    let stream = Stream { events, status: Arc::clone(&status), rates };
     let server = Arc::clone(server);
     let body = move || {
         let now = Instant::now();
         let (storage, room) = (server.open_storage(), Arc::clone(&server.room));
         let node = StreamNode::new(id, storage, room, id.0.as_u128() as u64, now);
         let metrics = StreamMetrics::new(server.metrics.clone());
-        // Weak, so that the thread does not keep its own inbox open.
-        let events = events.downgrade();
-        Thread { id, server, node, events, inbox, status, metrics, agents: Vec::new(), target: None }.run();
+        Thread { id, server, node, events: weak, inbox, status, metrics, agents: Vec::new(), target: None }
+            .run();
     };
     let thread = std::thread::Builder::new().name("stream".into()).spawn(body)?;
     Ok((stream, thread))

@@ -36,7 +36,6 @@ impl StreamNode {
         };
         tracing::info!(stream = %self.id, position = %position.seq, "connected to the master target");
         self.target = Target::Up { conn, link, forward: Forward::after(&position, window) };
-        self.backoff.reset();
         self.refused = None;
         self.trouble = None;
         if let Some(known) = self.spool().map(Spool::durable).filter(|known| known.seq > position.seq) {

@@ -243,6 +243,8 @@ impl StreamNode {
             }
             (Target::Up { forward, .. }, Message::Control(Control::Ack { spooled, durable })) => {
                 if let Some(position) = forward.handle_ack(spooled, durable)? {
+                    // Not earlier: one that welcomes and then always fails would be hammered.
+                    self.backoff.reset();
                     self.handle_durable(position);
                 }
                 Ok(())
