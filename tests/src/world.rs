@@ -19,8 +19,9 @@ use agent::{
     sim::{History, Plan, SimVm},
     tracker::Kind,
 };
+use bytes::Bytes;
 use engine::{
-    frame::{Control, DiskInfo, Refusal, StreamInfo},
+    frame::{Control, DiskInfo, Frame, Kind as FrameKind, Refusal, StreamInfo, layout::HEADER},
     io::{Backend, Storage, read_exact_at, sim::SimStorage},
     net::Backoff,
     point::PointId,
@@ -52,6 +53,8 @@ pub enum Mishap {
     Cut,
     /// Bytes on the way are damaged, lost or swapped.
     Damage,
+    /// A frame reaches the master target whole, but is not what the agent sealed.
+    Forge,
     /// The agent is killed and starts again.
     KillAgent,
     /// The process server is killed and starts again.
@@ -66,9 +69,10 @@ pub enum Mishap {
     PowerCutTarget,
 }
 
-const MISHAPS: [Mishap; 8] = [
+const MISHAPS: [Mishap; 9] = [
     Mishap::Cut,
     Mishap::Damage,
+    Mishap::Forge,
     Mishap::KillAgent,
     Mishap::KillRelay,
     Mishap::PowerCutRelay,
@@ -127,6 +131,8 @@ pub struct World {
     answers: HashMap<agent_node::RequestId, Result<engine::point::Point, String>>,
     lives: u64,
     connections: u64,
+    /// The next frame to the master target is forged.
+    forge: bool,
 }
 
 impl World {
@@ -160,6 +166,7 @@ impl World {
             answers: HashMap::new(),
             lives: seed,
             connections: 0,
+            forge: false,
         }
     }
 
@@ -210,6 +217,7 @@ impl World {
                     way.damage(&mut self.rng);
                 }
             }
+            Mishap::Forge => self.forge = true,
             Mishap::KillAgent => {
                 self.cut_agent();
                 self.lives += 1;
@@ -255,7 +263,7 @@ impl World {
         match std::mem::take(&mut self.to_relay) {
             ToRelay::Down => return,
             ToRelay::Greeting(..) => {}
-            ToRelay::Up(_, connection) => self.relay.handle_agent_closed(connection, now),
+            ToRelay::Up(_, connection) => self.relay.handle_agent_closed(connection),
         }
         self.agent.handle_closed("cut", now);
     }
@@ -328,7 +336,7 @@ impl World {
                 },
                 agent_node::Output::Close(_) => {
                     if let ToRelay::Up(_, connection) = std::mem::take(&mut self.to_relay) {
-                        self.relay.handle_agent_closed(connection, now);
+                        self.relay.handle_agent_closed(connection);
                     }
                 }
                 agent_node::Output::Answer(request, answer) => drop(self.answers.insert(request, answer)),
@@ -368,12 +376,15 @@ impl World {
                 self.to_target = ToTarget::Greeting(Wire::default(), connection, Link::new(None, now));
                 self.relay.handle_target_connected(connection, now);
             }
-            relay_node::Output::ToTarget(_, bytes) => match &mut self.to_target {
-                ToTarget::Down => {}
-                ToTarget::Greeting(wire, ..) | ToTarget::Refused(wire, _) | ToTarget::Up(wire, _) => {
-                    wire.up.send(&bytes);
+            relay_node::Output::ToTarget(_, bytes) => {
+                let bytes = if self.forge { forged(bytes, &mut self.forge) } else { bytes };
+                match &mut self.to_target {
+                    ToTarget::Down => {}
+                    ToTarget::Greeting(wire, ..) | ToTarget::Refused(wire, _) | ToTarget::Up(wire, _) => {
+                        wire.up.send(&bytes);
+                    }
                 }
-            },
+            }
             relay_node::Output::CloseTarget(_) => {
                 self.to_target = ToTarget::Down;
                 self.target.iter_mut().for_each(target_node::StreamNode::handle_closed);
@@ -495,6 +506,7 @@ impl World {
         // Whatever damaged bytes are still on their way go with their connections.
         self.cut_agent();
         self.cut_target();
+        self.forge = false;
         self.vm.set_activity(2);
         self.vm.quiesced(|| ());
         self.vm.set_activity(0);
@@ -543,6 +555,18 @@ impl World {
         }
         points.len()
     }
+}
+
+/// A frame of the stream with another chain digest, its checksums right; other bytes as they are.
+fn forged(bytes: Bytes, forge: &mut bool) -> Bytes {
+    let frame = Frame::parse(bytes.clone()).expect("nodes send whole frames");
+    if frame.header().kind == FrameKind::Control {
+        return bytes;
+    }
+    *forge = false;
+    let mut header = frame.header().clone();
+    header.chain.0[7] ^= 1;
+    [&header.encode()[..], &bytes[HEADER..]].concat().into()
 }
 
 fn start_agent(vm: &SimVm, plan: &Plan, seed: u64, legal: &Arc<Mutex<HashMap<PointId, History>>>) -> Node {
