@@ -3,6 +3,8 @@
 //! A table is named by the comment before it. Its rows must lie one behind the other without gap, so checking each
 //! field's offset and the whole length checks every length, too.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 
 use agent::tracker::ebpf::layout as tracker;
