@@ -116,14 +116,15 @@ impl Admin {
     /// # Errors
     /// In a few words.
     pub fn health(&self) -> Result<(), String> {
-        let status = self.driver.status();
         if self.driver.has_ended() {
             return Err("the node has ended".into());
         }
-        match status.trouble.or(status.hold).or(status.connection_error) {
-            Some(trouble) if status.connected_s.is_none() || status.point_failure.is_some() => Err(trouble),
-            _ => status.point_failure.map_or(Ok(()), Err),
+        let NodeStatus { connected_s, connection, connection_error, hold, trouble, point_failure, .. } =
+            self.driver.status();
+        if connected_s.is_none() {
+            return Err(connection_error.unwrap_or(connection));
         }
+        hold.or(trouble).or(point_failure).map_or(Ok(()), Err)
     }
 
     /// The driver, to stop it.

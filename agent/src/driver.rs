@@ -38,6 +38,9 @@ const READ_BYTES: usize = 16 << 10;
 /// Time between two looks at how the node stands.
 const STATUS_EVERY: Duration = Duration::from_millis(500);
 
+/// Looking must not take more than this part of the time.
+const STATUS_SHARE: u32 = 100;
+
 type Answer = oneshot::Sender<Result<Point, String>>;
 
 enum Event {
@@ -229,11 +232,12 @@ impl Machine {
     fn publish(&mut self) {
         let now = Instant::now();
         if now >= self.publish_at {
-            self.publish_at = now + STATUS_EVERY;
             self.waiting.retain(|_, answer| !answer.is_closed());
             let status = self.node.status(now);
             self.metrics.update(&status);
             self.publish.send_replace(status);
+            // Large maps take time to count.
+            self.publish_at = now + STATUS_EVERY.max(now.elapsed() * STATUS_SHARE);
         }
     }
 }

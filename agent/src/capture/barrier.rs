@@ -26,6 +26,7 @@ use super::{
     CaptureError, Freezer, Source,
     buffer::Buffer,
     heat::{HOT, Heat},
+    learned::Learned,
     precopy::{READ_BLOCKS, granule_blocks, read_error, read_op},
 };
 use crate::tracker::Kind;
@@ -60,43 +61,6 @@ impl Rules {
             // A flip takes a comparison of the whole disk; a busy disk will not be quiet the third time either.
             Kind::Scan => Self { tries: 2, budget: Duration::MAX, method: Method::Quiet, may_freeze: false },
         }
-    }
-}
-
-/// What capturing has taught about the disks. Kept between points.
-#[derive(Debug, Default)]
-pub struct Learned {
-    heat: Heat,
-    pace: Pace,
-}
-
-impl Learned {
-    /// Notes blocks that a harvest between points found marked.
-    pub fn note(&mut self, disk: DiskIndex, marked: &ExtentSet) {
-        self.heat.note(disk, marked);
-    }
-}
-
-/// How fast residuals are read, in bytes per second.
-#[derive(Debug)]
-struct Pace(f64);
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self(100e6)
-    }
-}
-
-impl Pace {
-    fn note(&mut self, bytes: u64, took: Duration) {
-        // Less is latency, not pace.
-        if bytes >= 64 << 10 && !took.is_zero() {
-            self.0 = (self.0 + bytes as f64 / took.as_secs_f64()) / 2.0;
-        }
-    }
-
-    fn bytes_within(&self, time: Duration) -> u64 {
-        (self.0 * time.as_secs_f64()) as u64
     }
 }
 
@@ -148,19 +112,33 @@ pub struct Barrier {
     buffer: Buffer,
     tries: u32,
     spent: Duration,
+    frozen: Duration,
 }
 
 impl Barrier {
     /// Begins with nothing.
     #[must_use]
     pub fn new(rules: Rules) -> Self {
-        Self { rules, pending: None, buffer: Buffer::default(), tries: 0, spent: Duration::ZERO }
+        Self {
+            rules,
+            pending: None,
+            buffer: Buffer::default(),
+            tries: 0,
+            spent: Duration::ZERO,
+            frozen: Duration::ZERO,
+        }
     }
 
     /// Rounds so far.
     #[must_use]
     pub fn tries(&self) -> u32 {
         self.tries
+    }
+
+    /// How long writers were frozen so far, in all.
+    #[must_use]
+    pub fn frozen(&self) -> Duration {
+        self.frozen
     }
 
     /// Whether another round of [`Self::round`] is within the bounds.
@@ -186,7 +164,7 @@ impl Barrier {
     /// # Errors
     /// If tracker or disks fail; then it has started over.
     pub fn round(&mut self, source: &mut Source, learned: &mut Learned) -> Result<Round, CaptureError> {
-        let bytes = learned.pace.bytes_within(WINDOW).min(RESIDUAL_BYTES);
+        let bytes = learned.bytes_within(WINDOW).min(RESIDUAL_BYTES);
         self.bounded_round(source, learned, &Bounds { bytes, drain: DRAIN })
     }
 
@@ -210,10 +188,11 @@ impl Barrier {
         let guard = freezer.freeze()?;
         // From here to `thaw`: memory and reads of the disks, no log and no file.
         let left = limits::FREEZE.saturating_sub(source.clock.now().duration_since(began)) / 2;
-        let bounds = Bounds { bytes: learned.pace.bytes_within(left), drain: left };
+        let bounds = Bounds { bytes: learned.bytes_within(left), drain: left };
         let outcome = self.bounded_round(source, learned, &bounds);
         let thawed = guard.thaw();
         let frozen = source.clock.now().duration_since(began);
+        self.frozen += frozen;
         if let Err(error) = thawed {
             self.start_over();
             return Err(error.into());
@@ -278,11 +257,11 @@ impl Barrier {
         // Rule 2.
         if source.drain(bounds.drain)? {
             let reading = source.clock.now();
-            pending = self.read(source, &learned.heat, &pending)?;
-            learned.pace.note(wanted, source.clock.now().duration_since(reading));
+            pending = self.read(source, learned.heat(), &pending)?;
+            learned.note_read(wanted, source.clock.now().duration_since(reading));
         }
         let window = source.clock.now().duration_since(instant);
-        source.indices().zip(&marked).for_each(|(disk, marked)| learned.heat.note(disk, marked));
+        source.indices().zip(&marked).for_each(|(disk, marked)| learned.note_marked(disk, marked));
 
         if pending.iter().any(|pending| !pending.is_empty()) {
             self.pending = Some(pending);

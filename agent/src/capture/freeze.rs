@@ -30,6 +30,9 @@ pub enum Error {
     /// They could not be found.
     #[error(transparent)]
     Mounts(#[from] MountsError),
+    /// There are none.
+    #[error("no file system is mounted from the protected disks, so their writers cannot be stopped")]
+    NothingMounted,
     /// There is nobody to thaw them should this process fail.
     #[error(transparent)]
     Watchdog(#[from] WatchdogError),
@@ -106,6 +109,9 @@ impl FileSystemFreezer {
 
     fn freeze_all(&mut self) -> Result<FrozenFileSystems<'_>, Error> {
         let found = file_systems_on(&self.disks)?;
+        if found.is_empty() {
+            return Err(Error::NothingMounted);
+        }
         let dirs: Vec<_> = found.iter().map(|one| one.dir.as_fd()).collect();
         self.watchdog.arm(&dirs, self.within)?;
         let mut frozen =

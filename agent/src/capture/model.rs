@@ -12,8 +12,9 @@ use engine::{
 
 use super::{
     Source,
-    barrier::{Barrier, Captured, Learned, Round, Rules},
+    barrier::{Barrier, Captured, Round, Rules},
     contents::FrameContent,
+    learned::Learned,
     precopy::Precopy,
 };
 use crate::{
