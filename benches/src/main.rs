@@ -1,3 +1,154 @@
-//! `homeward-bench`: measures Homeward on this machine.
+//! The `homeward-bench` command: measures what docs/performance.md states, on this machine, with real disks.
+//!
+//! Every measurement lives in a module of its own that knows nothing of the others; here are only arguments. Nothing
+//! is installed and nothing stays behind: mounts, BPF pins, loop devices and fio end with the process, however it ends.
 
-fn main() {}
+mod barrier;
+mod disk;
+mod figures;
+mod fio;
+mod overhead;
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use agent::{capture::watchdog, setup::WATCHDOG_COMMAND};
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use engine::service::{
+    exit::{self, Code, WithCode},
+    logging,
+    quantity::Size,
+    shutdown::Shutdown,
+};
+use homeward::lab;
+
+const EXAMPLES: &str = "\
+Examples (as root, in release mode, on an otherwise idle machine):
+  homeward-bench barrier                      points under four loads, 100 each: about four minutes
+  homeward-bench barrier --load fsync --json
+  homeward-bench overhead --rounds 20
+  cargo bench -p homeward-bench               the hot stages, without root
+
+Exit codes: 0 measured, 1 failed, 2 wrong arguments, 5 refused (not root, or a tool is missing), 130 interrupted.";
+
+/// Measures Homeward on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "homeward-bench", version, after_help = EXAMPLES)]
+struct Cli {
+    /// Print one JSON object instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+
+    /// Where scratch disks are made.
+    #[arg(long, global = true, default_value = "/tmp")]
+    dir: PathBuf,
+
+    /// Size of a scratch disk.
+    #[arg(long, global = true, default_value = "2GiB")]
+    disk: Size,
+
+    /// What to log to stderr: `info`, `agent=debug`. Else RUST_LOG, else `error`.
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// How points are made under load: how many need no freeze, tries, windows, freezes.
+    Barrier {
+        /// Points under each load.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+        points: u32,
+        /// Only these loads.
+        #[arg(long = "load", value_name = "NAME", value_parser = barrier::NAMES)]
+        loads: Vec<String>,
+        /// Milliseconds from one point to the request for the next.
+        #[arg(long, default_value_t = 300)]
+        every_ms: u64,
+    },
+    /// What tracking costs a busy disk: fio with and without it, in turns.
+    Overhead {
+        /// Pairs of runs.
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
+        /// Seconds of one run.
+        #[arg(long, default_value_t = 4)]
+        seconds: u64,
+    },
+    /// Started by `barrier`: thaws file systems should it fail to.
+    #[command(hide = true, name = WATCHDOG_COMMAND)]
+    FreezeWatchdog,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    exit::run(cli.json, || {
+        if let Command::FreezeWatchdog = cli.command {
+            // Nothing else may happen in that process.
+            return Ok(watchdog::run()?);
+        }
+        logging::init(cli.log.as_deref().or(Some("error")), false)?;
+        check_machine()?;
+        // Before any thread is started, or that thread would keep the machine's mounts.
+        lab::isolate().context("cannot make mounts of our own")?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let stop = runtime.block_on(async { Shutdown::on_signals() })?;
+        run(&cli, &stop)
+    })
+}
+
+/// Refuses before anything is made.
+fn check_machine() -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(anyhow::anyhow!("loop devices, mounts and eBPF need root: run it with sudo"))
+            .with_code(Code::Refused);
+    }
+    if lab::tool::find("fio").is_none() {
+        return Err(anyhow::anyhow!("the loads are made by fio: apt-get install fio"))
+            .with_code(Code::Refused);
+    }
+    if cfg!(debug_assertions) {
+        eprintln!("note: this is a debug build; its figures mean nothing (cargo run --release)");
+    }
+    Ok(())
+}
+
+fn run(cli: &Cli, stop: &Shutdown) -> anyhow::Result<()> {
+    let scratch = disk::Scratch { dir: cli.dir.clone(), bytes: cli.disk.0 };
+    match &cli.command {
+        Command::Barrier { points, loads, every_ms } => {
+            let plan = barrier::Plan { points: *points, every: Duration::from_millis(*every_ms), loads };
+            print(cli.json, &barrier::run(&scratch, &plan, stop)?)
+        }
+        Command::Overhead { rounds, seconds } => {
+            print(cli.json, &overhead::run(&scratch, *rounds, Duration::from_secs(*seconds), stop)?)
+        }
+        Command::FreezeWatchdog => Ok(()),
+    }
+}
+
+fn print<R: serde::Serialize + std::fmt::Display>(json: bool, report: &R) -> anyhow::Result<()> {
+    if json {
+        let mut object = serde_json::to_value(report)?;
+        object["ok"] = true.into();
+        println!("{object}");
+    } else {
+        print!("{report}");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

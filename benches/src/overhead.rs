@@ -1,0 +1,98 @@
+//! What tracking costs: fio's rate of 4 KiB random writes with and without the tracker, in turns.
+//!
+//! Each pair of runs is one ratio, and which of the two comes first changes from pair to pair, so that what drifts on
+//! the machine (other guests, the cache) falls out. Nothing harvests or reads: that is the barrier's cost.
+
+use std::{fmt, path::PathBuf, time::Duration};
+
+use agent::tracker::ebpf::EbpfTracker;
+use engine::{service::shutdown::Shutdown, units::StreamId};
+use homeward::lab;
+use serde::Serialize;
+
+use crate::{disk::Scratch, figures::Spread, fio};
+
+const OPTIONS: [&str; 3] = ["--ioengine=libaio", "--direct=1", "--iodepth=32"];
+
+/// Name of the tracker's pins, which no agent has.
+const TRACKER: &str = "bench-overhead";
+
+/// The figures. `ratio` is with the tracker to without; over 1 is noise.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    rounds: usize,
+    direct_io: bool,
+    iops_ratio_median: f64,
+    iops_ratio: Spread,
+    iops_without: Spread,
+    iops_with: Spread,
+}
+
+/// Runs `rounds` pairs of `time` each.
+pub fn run(scratch: &Scratch, rounds: u32, time: Duration, stop: &Shutdown) -> anyhow::Result<Report> {
+    let device = scratch.device()?;
+    let disks = [device.path().to_owned()];
+    fio::fill(device.path(), scratch.bytes, stop)?;
+    let measure = |tracked: bool| {
+        let tracker = if tracked { Some(Tracked::start(&disks)?) } else { None };
+        let iops = fio::iops(device.path(), scratch.bytes, time, &OPTIONS, stop);
+        drop(tracker);
+        iops
+    };
+    // Neither counts: the first run finds everything cold.
+    measure(true)?;
+    measure(false)?;
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    for round in 1..=rounds {
+        lab::check(stop)?;
+        for tracked in if round % 2 == 0 { [true, false] } else { [false, true] } {
+            let of = if tracked { &mut with } else { &mut without };
+            of.push(measure(tracked)?);
+        }
+        if round % 5 == 0 {
+            eprintln!("  {round} of {rounds}");
+        }
+    }
+    let ratio = Spread::of(with.iter().zip(&without).map(|(with, without)| with / without));
+    Ok(Report {
+        rounds: without.len(),
+        direct_io: device.is_direct(),
+        iops_ratio_median: ratio.median,
+        iops_ratio: ratio,
+        iops_without: Spread::of(without),
+        iops_with: Spread::of(with),
+    })
+}
+
+/// Tracks disks until it is dropped.
+struct Tracked(Option<EbpfTracker>);
+
+impl Tracked {
+    fn start(disks: &[PathBuf]) -> anyhow::Result<Self> {
+        Ok(Self(Some(EbpfTracker::open(TRACKER, StreamId::random(), disks)?.0)))
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        // Its pins are locked while it lives.
+        self.0 = None;
+        if let Err(error) = EbpfTracker::forget(TRACKER) {
+            tracing::error!(%error, "the tracker stays attached until this process ends");
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Spread { min, q1, median, q3, max, .. } = self.iops_ratio;
+        writeln!(f, "4 KiB random writes, direct, depth 32, {} pairs of runs", self.rounds)?;
+        writeln!(f, "  with tracking / without: median {median:.4}")?;
+        writeln!(f, "  min {min:.4}, quartiles {q1:.4} and {q3:.4}, max {max:.4}")?;
+        writeln!(
+            f,
+            "  writes/s: {:.0} without, {:.0} with (medians)",
+            self.iops_without.median, self.iops_with.median
+        )
+    }
+}
