@@ -9,32 +9,15 @@ use std::sync::Arc;
 
 use engine::{
     extent::Extent,
-    frame::{ContentBuilder, DiskInfo, Packed, Payload, Position, StreamInfo, layout as frame_layout},
+    frame::{ContentBuilder, DiskInfo, Packed, Payload, Position, StreamInfo},
     io::{Storage, sim::SimStorage},
     units::{DiskIndex, StreamId},
 };
+use homeward_fuzz::mend_frames;
 use libfuzzer_sys::fuzz_target;
 use process_server::spool::{Bounds, Description, Room, Spool, layout};
 
 const STREAM: StreamId = StreamId(uuid::Uuid::from_u128(1));
-
-/// Gives every frame in `bytes` the magic, version, stream and checksums that make it pass.
-fn put_right(bytes: &mut [u8]) {
-    let mut rest = bytes;
-    while let Some((header, body)) = rest.split_first_chunk_mut::<{ frame_layout::HEADER }>() {
-        let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
-        put(frame_layout::at::MAGIC, &frame_layout::MAGIC);
-        put(frame_layout::at::VERSION, &[frame_layout::VERSION]);
-        put(frame_layout::at::STREAM, STREAM.0.as_bytes());
-        let len = header[frame_layout::at::BODY_LEN..][..4].try_into().map_or(0, u32::from_le_bytes) as usize;
-        let Some((body, later)) = body.split_at_mut_checked(len) else { return };
-        let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
-        put(frame_layout::at::BODY_CRC, &crc32fast::hash(body).to_le_bytes());
-        let crc = crc32fast::hash(&header[..frame_layout::at::HEADER_CRC]);
-        header[frame_layout::at::HEADER_CRC..].copy_from_slice(&crc.to_le_bytes());
-        rest = later;
-    }
-}
 
 fn segment(input: &[u8]) -> Vec<u8> {
     match input.split_first() {
@@ -42,7 +25,7 @@ fn segment(input: &[u8]) -> Vec<u8> {
             let mut bytes = layout::encode(layout::magic::SEGMENT, STREAM, &Position::START).to_vec();
             let at = bytes.len();
             bytes.extend_from_slice(frames);
-            put_right(&mut bytes[at..]);
+            mend_frames(&mut bytes[at..], Some(STREAM));
             bytes
         }
         _ => input.to_vec(),

@@ -10,7 +10,7 @@ use engine::{
 };
 
 use super::{ConnectionId, Output, Store, StreamNode, TargetStatus, forward::Forward};
-use crate::spool::{Description, Spool, layout};
+use crate::spool::{Description, Spool};
 
 /// The way to the master target.
 pub(super) enum Target {
@@ -231,7 +231,7 @@ impl StreamNode {
         match (&mut self.target, message) {
             (Target::Greeting { .. }, Message::Control(Control::Welcome { position, durable, window })) => {
                 // There, what is held is durable.
-                if durable != position.seq || !layout::is_sensible(&position) {
+                if durable != position.seq {
                     return Err(SessionError::Ack { spooled: position.seq, durable, sent: position.seq });
                 }
                 self.handle_welcome(position, window, now);

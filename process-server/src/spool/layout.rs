@@ -119,15 +119,6 @@ pub enum MarkError {
     Malformed,
 }
 
-/// No stream gets here: a frame each nanosecond would take 146 years. Keeps arithmetic far from overflow.
-const FAR: u64 = 1 << 62;
-
-/// Whether `position` is one that a stream can reach.
-#[must_use]
-pub fn is_sensible(position: &Position) -> bool {
-    position.seq.0 < FAR && position.epoch.0 < FAR
-}
-
 /// The bytes of a mark.
 #[must_use]
 pub fn encode(magic: [u8; 4], stream: StreamId, position: &Position) -> [u8; MARK] {
@@ -170,7 +161,7 @@ pub fn decode(magic: [u8; 4], stream: StreamId, raw: &[u8; MARK]) -> Result<Posi
         chain: Digest(array(raw, at::CHAIN)),
     };
     let reserved = (array::<3>(raw, at::RESERVED), array::<4>(raw, at::RESERVED2));
-    if reserved != ([0; 3], [0; 4]) || !is_sensible(&position) {
+    if reserved != ([0; 3], [0; 4]) || !position.is_sensible() {
         return Err(MarkError::Malformed);
     }
     Ok(position)
