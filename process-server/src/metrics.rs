@@ -85,6 +85,11 @@ impl StreamMetrics {
     }
 
     pub(crate) fn update(&mut self, status: &StreamStatus) {
+        // An agent that is refused at its first word leaves no VM behind.
+        let refused = status.counts.refused;
+        let reason = vec![("reason", "stream".to_owned())];
+        self.metrics.refused.get_or_create(&reason).inc_by(refused - self.told.refused);
+        self.told.refused = refused;
         let Some(vm) = &status.vm else { return };
         let vm = vec![("vm", vm.clone())];
         let (m, old, new) = (&self.metrics, self.told, status.counts);
@@ -114,7 +119,6 @@ impl StreamMetrics {
             let labels = [&vm[..], &[("where", place.to_owned())]].concat();
             m.errors.get_or_create(&labels).inc_by(new - old);
         }
-        m.refused.get_or_create(&vec![("reason", "stream".to_owned())]).inc_by(new.refused - old.refused);
         self.told = new;
     }
 }
