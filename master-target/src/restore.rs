@@ -60,8 +60,11 @@ impl Replica {
         self.state().restore
     }
 
-    /// Makes the disks what they were at `point`. Goes on where an interrupted one stopped.
+    /// Makes the disks what they were at `point`. Goes on where an interrupted one stopped. If a log that it needs is
+    /// damaged, nothing is changed, and replication goes on.
     pub fn restore(&mut self, point: &SealedPoint, progress: Progress<'_>) -> Result<(), ReplicaError> {
+        // One that cannot be completed must not begin.
+        View::at(&self.storage, &self.dir, self.state(), point.layer)?.check()?;
         let layer = self.state().newest_layer() + 1;
         journal::remove_log(&self.storage, &self.dir, layer)?;
         self.catalogue.append(Record::RestoreBegun { to: point.layer, layer })?;

@@ -70,6 +70,11 @@ impl View {
         self.pieces.iter().flatten().map(|piece| piece.extent.bytes()).sum()
     }
 
+    /// Reads every piece once, to find damage before it is in the way. The error names the place.
+    pub fn check(&self) -> Result<(), JournalError> {
+        self.pieces.iter().flatten().try_for_each(|piece| self.read(piece).map(drop))
+    }
+
     /// The bytes of a piece at the point, checked.
     pub fn read(&self, piece: &Piece) -> Result<Vec<u8>, JournalError> {
         let bytes = self.logs[piece.log as usize].read_image(&piece.image)?;

@@ -242,24 +242,26 @@ fn a_rotten_byte_in_the_journal_is_named_or_harmless_never_applied() {
         let error = match make_home(&storage).open(stream().id) {
             Err(error) => error.to_string(),
             Ok(mut replica) => {
-                let newest = images(&storage);
                 let failed = recording.source.points.iter().rev().find_map(|(id, expected)| {
                     let point = replica
                         .state()
                         .point(*id)
                         .unwrap_or_else(|| panic!("{name} byte {at}: lost {id}"))
                         .clone();
+                    let before = (images(&storage), replica.restore_state());
                     let result = replica.restore(&point, &mut |_, _| {});
                     if result.is_ok() {
                         assert!(
                             images(&storage) == *expected,
                             "{name} byte {at}: a wrong point was restored"
                         );
+                    } else {
+                        let after = (images(&storage), replica.restore_state());
+                        assert!(before == after, "{name} byte {at}: a restore that is refused has begun");
                     }
                     result.err()
                 });
                 let Some(error) = failed else { continue };
-                assert!(!newest.is_empty());
                 error.to_string()
             }
         };
