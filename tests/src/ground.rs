@@ -1,0 +1,93 @@
+//! What the tests on real disks do alike: services changed between starts, waits that end.
+
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use engine::{
+    point::Point,
+    service::{admin::AdminError, shutdown::Shutdown},
+};
+use homeward::lab::{Lab, LabError, Look, Options, Service, build_services, is_release};
+
+/// The binaries of the services are built once in each process; everything is as in a usual lab.
+///
+/// # Panics
+/// If they do not build.
+#[must_use]
+pub fn options(stop: &Shutdown) -> Options {
+    static BINARIES: std::sync::OnceLock<std::path::PathBuf> = std::sync::OnceLock::new();
+    let binaries =
+        BINARIES.get_or_init(|| build_services(is_release()).unwrap_or_else(|error| panic!("{error}")));
+    Options { stop: stop.clone(), ..Options::new(binaries.clone()) }
+}
+
+/// Changes a service's configuration; it takes effect at its next start.
+///
+/// # Panics
+/// If it cannot be read or written.
+pub fn configure(service: &Service, change: impl FnOnce(&mut toml::Table)) {
+    let text = fs::read_to_string(service.config()).unwrap();
+    let mut table = toml::from_str(&text).unwrap();
+    change(&mut table);
+    fs::write(service.config(), toml::to_string(&table).unwrap()).unwrap();
+}
+
+/// A point, and when it was wished for and had.
+#[derive(Clone, Debug)]
+pub struct Had {
+    /// The point.
+    pub point: Point,
+    /// Just before it was wished for.
+    pub from: Instant,
+    /// Just after it was known to be durable.
+    pub until: Instant,
+}
+
+/// Wishes for a point until there is one, as long as the agent lives. That it may make none when the machine is very
+/// busy, and says so, is no broken promise.
+///
+/// # Errors
+/// See [`Lab::point_now`].
+pub fn had(lab: &Lab, vm: &str) -> Result<Had, LabError> {
+    loop {
+        let from = Instant::now();
+        match lab.point_now(vm) {
+            Err(LabError::Admin { source: AdminError::Failed(failure), .. })
+                if failure.message.starts_with("no point was made") =>
+            {
+                println!("{vm}: {}", failure.message);
+            }
+            point => return Ok(Had { point: point?, from, until: Instant::now() }),
+        }
+    }
+}
+
+/// [`had`] within `limit`. `stop` is that of the lab.
+///
+/// # Panics
+/// If there is none; everything in the lab is interrupted then.
+#[must_use]
+pub fn had_within(lab: &Lab, stop: &Shutdown, vm: &str, limit: Duration) -> Had {
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| had(lab, vm));
+        let waited = lab.wait(&format!("a point of {vm}"), limit, || {
+            if asking.is_finished() {
+                return Ok(Look::Done(()));
+            }
+            Ok(Look::NotYet(lab.agent_status(vm)?.describe()))
+        });
+        if waited.is_err() {
+            stop.request();
+        }
+        let had = asking.join().expect("asking panicked");
+        waited.and(had).unwrap_or_else(|error| panic!("{error}\n{}", logs(lab)))
+    })
+}
+
+/// The end of every service's log.
+#[must_use]
+pub fn logs(lab: &Lab) -> String {
+    lab.services().map(|service| format!("--- {}\n{}\n", service.name(), service.log_tail(15))).collect()
+}

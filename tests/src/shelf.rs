@@ -1,0 +1,118 @@
+//! The sealed points of a master target that does not run, read from its journal and disks in this process: many
+//! of them in the time that a restore of one takes.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use engine::{
+    io::{DirLock, Storage, read_exact_at},
+    point::PointId,
+    units::{BLOCK_BYTES, DiskIndex},
+};
+use homeward::lab::Service;
+use master_target::{
+    config::Config,
+    home::Home,
+    journal::{SealedPoint, State, TargetDisk, View},
+    vmdk::adopt,
+};
+
+use crate::{ground::Had, stamped::History};
+
+/// The points of one VM.
+pub struct Shelf {
+    home: Home,
+    state: State,
+    dir: PathBuf,
+    /// Last: keeps the service from starting meanwhile.
+    _lock: DirLock,
+}
+
+impl Shelf {
+    /// Opens the journal of `vm`. The service must not run.
+    ///
+    /// # Panics
+    /// If it cannot be opened.
+    #[must_use]
+    pub fn open(master_target: &Service, vm: &str) -> Self {
+        let (home, lock) = Config::load(master_target.config()).unwrap().open_home().unwrap();
+        let states = home.streams().unwrap().into_iter().map(|stream| home.state(stream).unwrap());
+        let state = states.into_iter().find(|state| state.stream.vm == vm).unwrap();
+        assert!(state.restore.is_none(), "the disks are restored to a point");
+        let dir = PathBuf::from(state.stream.id.to_string());
+        Self { home, state, dir, _lock: lock }
+    }
+
+    /// The layer that a point ends, counted from 1.
+    ///
+    /// # Panics
+    /// If there is no such point.
+    #[must_use]
+    pub fn layer(&self, point: PointId) -> u64 {
+        self.state.point(point).expect("the point is there").layer
+    }
+
+    /// Checks that all of `points` are there, and that each is the disks at an instant between the wish for it and its
+    /// being had.
+    ///
+    /// # Errors
+    /// The first that is not, newest first.
+    pub fn check(&self, history: &History, points: &[Had]) -> Result<(), String> {
+        let mut missing: HashMap<PointId, &Had> = points.iter().map(|had| (had.point.id, had)).collect();
+        let mut result = Ok(());
+        self.walk(
+            |sealed| points.iter().any(|had| had.point.id == sealed.point.id),
+            |sealed, image| {
+                if let (Ok(()), Some(had)) = (&result, missing.remove(&sealed.point.id)) {
+                    let checked = history.check(image, had.from..=had.until);
+                    result = checked.map_err(|error| format!("point {}: {error}", had.point.id));
+                }
+            },
+        );
+        result?;
+        if missing.is_empty() { Ok(()) } else { Err(format!("points are missing: {:?}", missing.keys())) }
+    }
+
+    /// Shows the disks at each point that is `wanted`, newest first: all of their blocks.
+    fn walk(&self, wanted: impl Fn(&SealedPoint) -> bool, mut look: impl FnMut(&SealedPoint, &[Vec<u8>])) {
+        let mut image = self.newest();
+        let mut state = State { restore: None, ..self.state.clone() };
+        for point in self.state.points.values().rev() {
+            // Of all that happened later, only what no newer point has undone already.
+            let view = View::at(&self.home.journal, &self.dir, &state, point.layer).unwrap();
+            for (disk, bytes) in image.iter_mut().enumerate() {
+                for piece in view.pieces(DiskIndex(disk as u16)) {
+                    let content = view.read(piece).unwrap();
+                    bytes[piece.extent.offset() as usize..][..content.len()].copy_from_slice(&content);
+                }
+            }
+            state.open = point.layer;
+            if wanted(point) {
+                look(point, &image);
+            }
+        }
+    }
+
+    fn newest(&self) -> Vec<Vec<u8>> {
+        let disks = self.state.stream.disks.iter().zip(&self.state.targets);
+        let read = |(info, target): (&engine::frame::DiskInfo, &TargetDisk)| {
+            let TargetDisk::Vmdk { datastore, descriptor, .. } = target else {
+                panic!("{target:?} is no VMDK")
+            };
+            let storage = self.home.datastores.iter().find(|(known, _)| known.name == *datastore);
+            let storage: &dyn Storage = storage.unwrap().1.as_ref();
+            let flat = adopt::open_for_writing(storage, Path::new(descriptor)).unwrap().flat;
+            let device = storage.device(&flat).unwrap();
+            const CHUNK: u64 = 256 * BLOCK_BYTES;
+            let chunks = (0..info.bytes).step_by(CHUNK as usize);
+            chunks
+                .flat_map(|at| {
+                    read_exact_at(&*device, at, CHUNK.min(info.bytes - at) as usize).unwrap().to_vec()
+                })
+                .collect()
+        };
+        disks.map(read).collect()
+    }
+}
