@@ -144,12 +144,13 @@ pub fn decode(magic: [u8; 4], stream: StreamId, raw: &[u8; MARK]) -> Result<Posi
     if found != magic {
         return Err(MarkError::Magic { found, expected: magic });
     }
-    if raw[at::VERSION] != VERSION {
-        return Err(MarkError::Version(raw[at::VERSION]));
-    }
     let (found, computed) = (u32::from_le_bytes(array(raw, at::CRC)), crc32fast::hash(&raw[..at::CRC]));
     if found != computed {
         return Err(MarkError::Crc { found, computed });
+    }
+    // After the checksum: a flipped bit is damage, not another version.
+    if raw[at::VERSION] != VERSION {
+        return Err(MarkError::Version(raw[at::VERSION]));
     }
     let owner = StreamId(uuid::Uuid::from_bytes(array(raw, at::STREAM)));
     if owner != stream {

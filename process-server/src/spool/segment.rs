@@ -95,11 +95,15 @@ pub(super) fn create(
     Ok((segment, file))
 }
 
-/// Reads a segment's header.
+/// Reads a segment's header. One of another version is an error of reading and not a flaw: what it heads is left
+/// alone.
 pub(super) fn read_start(file: &dyn StorageFile, len: u64, stream: StreamId) -> Result<Position, ReadError> {
     let mut raw = [0; MARK];
     read(file, &mut raw, 0, len)?;
-    Ok(layout::decode(magic::SEGMENT, stream, &raw)?)
+    layout::decode(magic::SEGMENT, stream, &raw).map_err(|error| match error {
+        MarkError::Version(_) => ReadError::Io(io::Error::new(io::ErrorKind::Unsupported, error)),
+        other => other.into(),
+    })
 }
 
 /// Reads the header of the frame at `offset`, which must be the one after `before`. `len` bounds the file.

@@ -169,3 +169,22 @@ fn a_damaged_description_makes_the_stream_unknown_until_it_is_created_anew() {
     drop(spool);
     assert_eq!(Spool::open(disk, STREAM, room).unwrap().spool.unwrap().base(), base);
 }
+
+#[test]
+fn segments_of_another_version_are_left_alone() {
+    let mut rig = rig();
+    let path = rig.spool.segments[1].path(&rig.spool.dir);
+    let file = rig.storage.open(&path).unwrap();
+    let mut raw = layout::encode(layout::magic::SEGMENT, STREAM, &rig.spool.segments[1].start);
+    raw[layout::at::VERSION] = 2;
+    let crc = crc32fast::hash(&raw[..layout::at::CRC]);
+    raw[layout::at::CRC..].copy_from_slice(&crc.to_le_bytes());
+    file.write_all_at(&raw, 0).unwrap();
+    let before = files(&rig);
+    let room = Arc::new(Room::new(super::rig::BOUNDS));
+    let error = Spool::open(rig.storage.clone(), STREAM, room).unwrap_err().to_string();
+    assert!(error.contains("version 2") && error.contains("upgrade"), "{error}");
+    assert_eq!(files(&rig), before);
+    let life = rig.life().clone();
+    check_holds(&mut rig.spool, &life);
+}
