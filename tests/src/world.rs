@@ -107,8 +107,6 @@ enum ToTarget {
     Down,
     /// No Hello has been read yet.
     Greeting(Wire, ConnectionId, Link),
-    /// Refused: only the answer is still on its way.
-    Refused(Wire, ConnectionId),
     Up(Wire, ConnectionId),
 }
 
@@ -207,9 +205,7 @@ impl World {
                 };
                 let to_target = match &mut self.to_target {
                     ToTarget::Down => None,
-                    ToTarget::Greeting(wire, ..) | ToTarget::Refused(wire, _) | ToTarget::Up(wire, _) => {
-                        Some(wire)
-                    }
+                    ToTarget::Greeting(wire, ..) | ToTarget::Up(wire, _) => Some(wire),
                 };
                 let wires = [to_relay, to_target];
                 for wire in wires.into_iter().flatten() {
@@ -272,9 +268,7 @@ impl World {
         let now = self.now();
         match std::mem::take(&mut self.to_target) {
             ToTarget::Down => {}
-            ToTarget::Greeting(_, connection, _)
-            | ToTarget::Refused(_, connection)
-            | ToTarget::Up(_, connection) => {
+            ToTarget::Greeting(_, connection, _) | ToTarget::Up(_, connection) => {
                 self.target.iter_mut().for_each(target_node::StreamNode::handle_closed);
                 self.relay.handle_target_closed(connection, "cut", now);
             }
@@ -380,7 +374,7 @@ impl World {
                 let bytes = if self.forge { forged(bytes, &mut self.forge) } else { bytes };
                 match &mut self.to_target {
                     ToTarget::Down => {}
-                    ToTarget::Greeting(wire, ..) | ToTarget::Refused(wire, _) | ToTarget::Up(wire, _) => {
+                    ToTarget::Greeting(wire, ..) | ToTarget::Up(wire, _) => {
                         wire.up.send(&bytes);
                     }
                 }
@@ -449,10 +443,6 @@ impl World {
                     }
                     Ok(Some(_)) | Err(_) => self.relay.handle_target_closed(connection, "bad greeting", now),
                 }
-            }
-            ToTarget::Refused(mut wire, connection) => {
-                self.relay.handle_target_bytes(connection, &wire.down.take(usize::MAX), now);
-                self.relay.handle_target_closed(connection, "refused", now);
             }
             ToTarget::Up(mut wire, connection) => {
                 let (up, down) = (wire.up.take(up), wire.down.take(down));
