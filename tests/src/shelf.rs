@@ -15,7 +15,7 @@ use homeward::lab::Service;
 use master_target::{
     config::Config,
     home::Home,
-    journal::{SealedPoint, State, TargetDisk, View},
+    journal::{JournalError, State, TargetDisk, View},
     vmdk::adopt,
 };
 
@@ -55,44 +55,28 @@ impl Shelf {
     }
 
     /// Checks that all of `points` are there, and that each is the disks at an instant between the wish for it and its
-    /// being had.
+    /// being had. Reads no log that is older than these.
     ///
     /// # Errors
     /// The first that is not, newest first.
     pub fn check(&self, history: &History, points: &[Had]) -> Result<(), String> {
         let mut missing: HashMap<PointId, &Had> = points.iter().map(|had| (had.point.id, had)).collect();
-        let mut result = Ok(());
-        self.walk(
-            |sealed| points.iter().any(|had| had.point.id == sealed.point.id),
-            |sealed, image| {
-                if let (Ok(()), Some(had)) = (&result, missing.remove(&sealed.point.id)) {
-                    let checked = history.check(image, had.from..=had.until);
-                    result = checked.map_err(|error| format!("point {}: {error}", had.point.id));
-                }
-            },
-        );
-        result?;
-        if missing.is_empty() { Ok(()) } else { Err(format!("points are missing: {:?}", missing.keys())) }
-    }
-
-    /// Shows the disks at each point that is `wanted`, newest first: all of their blocks.
-    fn walk(&self, wanted: impl Fn(&SealedPoint) -> bool, mut look: impl FnMut(&SealedPoint, &[Vec<u8>])) {
         let mut image = self.newest();
         let mut state = State { restore: None, ..self.state.clone() };
-        for point in self.state.points.values().rev() {
-            // Of all that happened later, only what no newer point has undone already.
-            let view = View::at(&self.home.journal, &self.dir, &state, point.layer).unwrap();
-            for (disk, bytes) in image.iter_mut().enumerate() {
-                for piece in view.pieces(DiskIndex(disk as u16)) {
-                    let content = view.read(piece).unwrap();
-                    bytes[piece.extent.offset() as usize..][..content.len()].copy_from_slice(&content);
-                }
+        for sealed in self.state.points.values().rev() {
+            if missing.is_empty() {
+                break;
             }
-            state.open = point.layer;
-            if wanted(point) {
-                look(point, &image);
+            // Of all that happened later, only what is not undone yet.
+            let view = View::at(&self.home.journal, &self.dir, &state, sealed.layer);
+            view.and_then(|view| undo(&view, &mut image)).map_err(|error| error.to_string())?;
+            state.open = sealed.layer;
+            if let Some(had) = missing.remove(&sealed.point.id) {
+                let checked = history.check(&image, had.from..=had.until);
+                checked.map_err(|error| format!("point {}: {error}", had.point.id))?;
             }
         }
+        if missing.is_empty() { Ok(()) } else { Err(format!("points are missing: {:?}", missing.keys())) }
     }
 
     fn newest(&self) -> Vec<Vec<u8>> {
@@ -115,4 +99,14 @@ impl Shelf {
         };
         disks.map(read).collect()
     }
+}
+
+fn undo(view: &View, image: &mut [Vec<u8>]) -> Result<(), JournalError> {
+    for (disk, bytes) in image.iter_mut().enumerate() {
+        for piece in view.pieces(DiskIndex(disk as u16)) {
+            let content = view.read(piece)?;
+            bytes[piece.extent.offset() as usize..][..content.len()].copy_from_slice(&content);
+        }
+    }
+    Ok(())
 }
