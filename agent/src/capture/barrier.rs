@@ -31,19 +31,27 @@ use super::{
 };
 use crate::tracker::Kind;
 
-/// Reading a residual should not take longer than this: a larger one is sent ahead as pre-copy.
-const WINDOW: Duration = Duration::from_millis(50);
+/// Reading a residual should not take longer than this: a larger one is sent ahead as pre-copy. Rounds read faster
+/// than pre-copy, which also packs and sends, so on a disk that is written about as fast as it can be read they
+/// get on where pre-copy does not.
+const WINDOW: Duration = Duration::from_millis(125);
 
-/// Bytes of a residual, however fast the disks are.
-const RESIDUAL_BYTES: u64 = 16 << 20;
+/// Bytes of the first residual, however fast the disks are. What later rounds add should find room, too.
+const RESIDUAL_BYTES: u64 = limits::CAPTURE_BYTES as u64 / 3;
 
 /// How long a round waits for writes in flight, before the flip and after it.
 const DRAIN: Duration = Duration::from_millis(100);
+
+/// How long a round looks for a moment without a write in flight. Flipping then spares the wait after the flip, in
+/// which hot blocks are written again. A disk that always has some in flight has no such moment.
+const QUIET: Duration = Duration::from_millis(2);
 
 /// How often and how long to try before writers are frozen or the point is given up.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     tries: u32,
+    /// Tries among these that found too much, each of which costs a pass of pre-copy.
+    passes: u32,
     /// Time spent in rounds; the pre-copy between them does not count.
     budget: Duration,
     method: Method,
@@ -55,12 +63,25 @@ impl Rules {
     #[must_use]
     pub fn of(kind: Kind) -> Self {
         match kind {
-            Kind::Ebpf => {
-                Self { tries: 40, budget: Duration::from_secs(2), method: Method::Barrier, may_freeze: true }
-            }
+            // On a disk with a few very hot blocks a try takes a millisecond and succeeds one time in ten.
+            Kind::Ebpf => Self {
+                tries: 400,
+                passes: 40,
+                budget: Duration::from_secs(2),
+                method: Method::Barrier,
+                may_freeze: true,
+            },
             // A flip takes a comparison of the whole disk; a busy disk will not be quiet the third time either.
-            Kind::Scan => Self { tries: 2, budget: Duration::MAX, method: Method::Quiet, may_freeze: false },
+            Kind::Scan => {
+                Self { tries: 2, passes: 2, budget: Duration::MAX, method: Method::Quiet, may_freeze: false }
+            }
         }
+    }
+
+    /// The same with fewer tries, so that a simulation gets to freezes, too.
+    #[cfg(test)]
+    pub(super) fn with_tries(self, tries: u32) -> Self {
+        Self { tries, ..self }
     }
 }
 
@@ -111,6 +132,7 @@ pub struct Barrier {
     pending: Option<Vec<ExtentSet>>,
     buffer: Buffer,
     tries: u32,
+    passes: u32,
     spent: Duration,
     frozen: Duration,
 }
@@ -124,6 +146,7 @@ impl Barrier {
             pending: None,
             buffer: Buffer::default(),
             tries: 0,
+            passes: 0,
             spent: Duration::ZERO,
             frozen: Duration::ZERO,
         }
@@ -144,7 +167,7 @@ impl Barrier {
     /// Whether another round of [`Self::round`] is within the bounds.
     #[must_use]
     pub fn may_try(&self) -> bool {
-        self.tries < self.rules.tries && self.spent < self.rules.budget
+        self.tries < self.rules.tries && self.passes < self.rules.passes && self.spent < self.rules.budget
     }
 
     /// Whether [`Self::frozen_round`] is allowed at all.
@@ -214,6 +237,7 @@ impl Barrier {
         let began = source.clock.now();
         let outcome = self.try_once(source, learned, bounds);
         self.spent += source.clock.now().duration_since(began);
+        self.passes += u32::from(matches!(outcome, Ok(Round::TooMuch)));
         if matches!(outcome, Err(_) | Ok(Round::TooMuch)) {
             self.start_over();
         }
@@ -237,6 +261,7 @@ impl Barrier {
             self.pending = Some(pending);
             return Ok(Round::Conflict);
         }
+        source.await_quiet(QUIET);
         let (taken_at, instant) = (source.clock.wall(), source.clock.now());
         source.tracker.flip()?;
 

@@ -98,7 +98,18 @@ impl Source {
             self.clock.pause(DRAIN_POLL);
         }
     }
+
+    /// Waits for a moment when no write seems to be in flight, for at most `bound`.
+    pub fn await_quiet(&self, bound: Duration) {
+        let began = self.clock.now();
+        while !self.tracker.seems_quiet() && self.clock.now().duration_since(began) < bound {
+            self.clock.pause(QUIET_POLL);
+        }
+    }
 }
+
+/// Pause between looks for a quiet moment, which may be short.
+const QUIET_POLL: Duration = Duration::from_micros(5);
 
 /// Pause between looks at writes in flight: about as long as a quick disk takes for one.
 const DRAIN_POLL: Duration = Duration::from_micros(50);

@@ -78,7 +78,7 @@ impl Bench {
 
     /// One attempt at a point.
     fn point(&mut self, kind: Kind, tally: &mut Tally) -> Result<(), String> {
-        let mut barrier = Barrier::new(Rules::of(kind));
+        let mut barrier = Barrier::new(Rules::of(kind).with_tries(40));
         self.precopy();
         loop {
             let round = if barrier.may_try() {

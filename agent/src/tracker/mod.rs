@@ -46,6 +46,12 @@ pub trait Tracker: Send {
     /// Whether every write that was issued before the last flip has completed, as far as can be proven.
     fn drained(&self) -> Result<bool, TrackerError>;
 
+    /// Whether no write seems to be in flight just now. Only a hint, and costs nothing: a flip at such a moment has
+    /// nothing to wait for.
+    fn seems_quiet(&self) -> bool {
+        true
+    }
+
     /// Moves the marks of the generation that the last flip ended into the disk's `dirty` map (set there first,
     /// then cleared here, so that a crash between loses none) and returns them, in whole granules; `None` if they
     /// are more than `limit` blocks, since a set of every other block of a disk would not fit the agent's memory.

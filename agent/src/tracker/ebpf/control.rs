@@ -112,8 +112,8 @@ impl Control {
         (0..cpus).all(|cpu| self.word(of_cpu(cpu) + generation).load(Acquire) == 0)
     }
 
-    /// Writes in flight that were issued under `generation`, which must have ended: its counts only fall then, so
-    /// a sum of 0 is true although it was not taken at one instant.
+    /// Writes in flight that were issued under `generation`. If it has ended, its counts only fall, so a sum of 0 is
+    /// true although it was not taken at one instant; else it is a guess.
     pub(super) fn inflight(&self, generation: usize, cpus: usize) -> u64 {
         let of_cpu = |cpu| self.word(of_cpu(cpu) + at::CPU_INFLIGHT + generation).load(Acquire);
         (0..cpus).map(of_cpu).fold(0, u64::wrapping_add)

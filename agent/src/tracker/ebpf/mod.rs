@@ -170,6 +170,10 @@ impl Tracker for EbpfTracker {
         Ok(self.inflight() == 0)
     }
 
+    fn seems_quiet(&self) -> bool {
+        self.set.control.inflight(self.active, self.cpus) == 0
+    }
+
     fn take(&mut self, disk: DiskIndex, limit: u64) -> Result<Option<ExtentSet>, TrackerError> {
         if !self.disk(disk).untaken {
             return Ok(Some(ExtentSet::new()));
