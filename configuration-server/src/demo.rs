@@ -90,10 +90,10 @@ fn check_space(work: &Work, bytes: u64, points: usize) -> Result<(), LabError> {
         return Ok(());
     }
     let (free, needed) = (Size(free), Size(needed));
-    let what = format!(
-        "{free} are free, but {needed} are needed; name another folder by TMPDIR, or a smaller --size"
-    );
-    Err(LabError::io("use", dir)(std::io::Error::new(std::io::ErrorKind::StorageFull, what)))
+    Err(LabError::Refused(format!(
+        "{free} are free in {}, but up to {needed} are needed; name another folder by TMPDIR, or a smaller --size",
+        dir.display()
+    )))
 }
 
 /// The disk, its VMDK, one copy to check, what is taken out of it, and a copy for every second point; all of them
@@ -111,10 +111,10 @@ impl Work {
             fs::create_dir_all(dir).map_err(LabError::io("create", dir))?;
             let mut entries = fs::read_dir(dir).map_err(LabError::io("list", dir))?;
             if entries.next().is_some() {
-                let full = std::io::Error::from(std::io::ErrorKind::DirectoryNotEmpty);
-                return Err(LabError::io("work in", dir)(full));
+                let what = format!("{} is not empty; name a new folder with --keep", dir.display());
+                return Err(LabError::Refused(what));
             }
-            return Ok(Self::Kept(dir.into()));
+            return Ok(Self::Kept(fs::canonicalize(dir).map_err(LabError::io("find", dir))?));
         }
         let place = std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
         let temporary = tempfile::Builder::new().prefix("homeward-demo-").tempdir_in(&place);

@@ -57,12 +57,22 @@ impl Args {
                 "Homeward demo: a disk is replicated while it is written, and every point of it is restored.\n"
             );
         }
-        let options = Options { size: self.size, points: self.points, keep: self.keep };
+        let options = Options { size: self.size, points: self.points, keep: self.keep.clone() };
         let report = demo::run(&options, &stop, &tell).map_err(LabError::into_command_error)?;
         if json {
             println!("{}", serde_json::to_string(&report)?);
         } else {
             print!("{report}");
+            if let Some(dir) = self.keep {
+                let config = dir.join("lab/master-target.toml");
+                println!(
+                    "Left in {}; for example: homeward-master-target --config {} points demo",
+                    dir.display(),
+                    config.display()
+                );
+            } else if !report.ok {
+                println!("To look into it, run it again with --keep DIR: logs and VMDKs stay there.");
+            }
         }
         Ok(report.ok)
     }

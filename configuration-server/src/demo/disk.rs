@@ -190,6 +190,7 @@ fn change_files(disk: &Path, dir: &Path, batches: &mut u32, stop: &Shutdown) -> 
     ext4::change(disk, &commands, stop)
 }
 
-fn below(root: &Path, path: &str) -> PathBuf {
+/// A path in the file system, where that is mounted or copied to.
+pub(super) fn below(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }

@@ -33,21 +33,6 @@ const COPY: Duration = Duration::from_secs(6 * 3600);
 /// Attempts at a point of a disk that is at rest.
 const ATTEMPTS: u32 = 3;
 
-/// The folder that everything is in.
-pub(super) enum Work {
-    Temporary(tempfile::TempDir),
-    Kept(PathBuf),
-}
-
-impl Work {
-    pub(super) fn path(&self) -> &Path {
-        match self {
-            Self::Temporary(dir) => dir.path(),
-            Self::Kept(dir) => dir,
-        }
-    }
-}
-
 /// Everything that was started and found out.
 pub(super) struct Stage<'a> {
     // Dropped in this order: the services use the disk, all use the folder.
@@ -70,7 +55,7 @@ pub(super) struct Stage<'a> {
 }
 
 impl<'a> Stage<'a> {
-    /// Keys, disk, services; the agent tracks when the others begin.
+    /// Keys and a disk in use; the services do not run yet.
     pub(super) fn set(
         work: Work,
         binaries: PathBuf,
@@ -79,15 +64,14 @@ impl<'a> Stage<'a> {
         tell: &'a Teller,
     ) -> Result<Self, LabError> {
         let dir = work.path().to_owned();
-        let (ground, lab, why_scan) = match live(&dir, &binaries, bytes, stop) {
+        let (ground, lab, why_scan) = match live(&dir, &binaries, bytes, stop)? {
             Ok((ground, lab)) => (ground, lab, None),
-            Err(LabError::Interrupted) => return Err(LabError::Interrupted),
             Err(reason) => {
                 // What the try left; without root there is nothing.
                 let _ = fs::remove_dir_all(dir.join("lab"));
                 let ground = Ground::file(&dir, bytes)?;
                 let lab = new_lab(&dir, &binaries, Tracker::Scan, ground.path(), stop)?;
-                (ground, lab, Some(last_line(&reason)))
+                (ground, lab, Some(reason))
             }
         };
         let tracker = if why_scan.is_none() { Tracker::Ebpf } else { Tracker::Scan };
@@ -340,48 +324,4 @@ impl<'a> Stage<'a> {
             skipped,
         })
     }
-}
-
-/// A mounted disk and an agent that tracks it by eBPF; an error says why that cannot be here.
-fn live(dir: &Path, binaries: &Path, bytes: u64, stop: &Shutdown) -> Result<(Ground, Lab), LabError> {
-    if !rustix::process::geteuid().is_root() {
-        let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
-        return Err(LabError::io("use eBPF without", "root")(denied));
-    }
-    lab::isolate().map_err(LabError::io("make mounts of our own below", "/"))?;
-    let ground = Ground::live(dir, bytes, stop)?;
-    let lab = new_lab(dir, binaries, Tracker::Ebpf, ground.path(), stop)?;
-    lab.agent(VM)?.start()?;
-    Ok((ground, lab))
-}
-
-fn new_lab(
-    dir: &Path,
-    binaries: &Path,
-    tracker: Tracker,
-    disk: &Path,
-    stop: &Shutdown,
-) -> Result<Lab, LabError> {
-    let dir = dir.join("lab");
-    fs::create_dir(&dir).map_err(LabError::io("create", &dir))?;
-    let vm = Vm { disks: vec![disk.into()], ..Vm::new(VM, tracker) };
-    let options = lab::Options::new(binaries.into());
-    Lab::new(&dir, lab::Options { vms: vec![vm], spool: Size(SPOOL), stop: stop.clone(), ..options })
-}
-
-/// An attempt of the scan tracker that began before the disk was at rest fails, and takes later wishes with it.
-fn point_at_rest(lab: &Lab, tracker: Tracker) -> Result<Point, LabError> {
-    let attempts = if tracker == Tracker::Scan { ATTEMPTS } else { 1 };
-    for _ in 1..attempts {
-        match lab.point_now(VM) {
-            Err(LabError::Admin { .. }) => {}
-            other => return other,
-        }
-    }
-    lab.point_now(VM)
-}
-
-/// Of an error that brings a log, what that says last.
-fn last_line(error: &LabError) -> String {
-    error.to_string().lines().last().unwrap_or_default().trim().into()
 }

@@ -9,11 +9,11 @@ use engine::service::shutdown::Shutdown;
 use jiff::Timestamp;
 
 use super::{
-    disk::{DATA_PATH, FILES_PATH, Histories, RECORDS_PATH},
+    disk::{DATA_PATH, FILES_PATH, Histories, RECORDS_PATH, below},
     fill::Manifest,
 };
 use crate::lab::{
-    LabError, Vmdk, ext4, image,
+    LabError, Mount, Vmdk, ext4, image,
     tool::{self, Tool},
 };
 
@@ -86,32 +86,51 @@ pub(super) fn verify(
     found.note("journal replay", ext4::replay_journal(&disk, stop).map(Ok))?;
     found.note("e2fsck", ext4::check(&disk, stop).map(Ok))?;
 
-    let records = extract(&disk, RECORDS_PATH, &scratch.join("records"), stop).and_then(|file| {
-        let image = fs::read(&file).map_err(LabError::io("read", &file))?;
-        Ok(expected.histories.records.check(&image, expected.taken_at))
-    });
-    found.records = found.note("records", records)?.unwrap_or(0);
-    if let Some(history) = &expected.histories.files {
-        let files = extract_folder(&disk, FILES_PATH, scratch, stop);
-        found.note("files", files.map(|folder| history.check(&folder, expected.taken_at)))?;
-    }
-    if expected.reference.is_none() {
-        let data = extract_folder(&disk, DATA_PATH, scratch, stop);
-        found.note("unchanged files", data.and_then(|folder| expected.manifest.check(&folder, stop)))?;
+    if let Some(contents) =
+        found.note("reading files", Contents::open(&disk, expected, scratch, stop).map(Ok))?
+    {
+        let root = contents.root();
+        let records = below(root, RECORDS_PATH);
+        let records = fs::read(&records).map_err(LabError::io("read", &records));
+        let records = records.map(|image| expected.histories.records.check(&image, expected.taken_at));
+        found.records = found.note("records", records)?.unwrap_or(0);
+        if let Some(history) = &expected.histories.files {
+            found.note("files", Ok(history.check(&below(root, FILES_PATH), expected.taken_at)))?;
+        }
+        if expected.reference.is_none() {
+            found.note("unchanged files", expected.manifest.check(&below(root, DATA_PATH), stop))?;
+        }
     }
     fs::remove_dir_all(scratch).map_err(LabError::io("remove", scratch))?;
     Ok(found)
 }
 
-fn extract(disk: &Path, path: &str, to: &Path, stop: &Shutdown) -> Result<PathBuf, LabError> {
-    ext4::extract(disk, path, to, stop)?;
-    Ok(to.into())
+/// The files of a restored disk: mounted where the source is, otherwise those that are needed, copied out.
+enum Contents {
+    Mounted(Mount),
+    Copied(PathBuf),
 }
 
-/// debugfs puts the folder into `to` under its own name.
-fn extract_folder(disk: &Path, path: &str, to: &Path, stop: &Shutdown) -> Result<PathBuf, LabError> {
-    ext4::extract(disk, path, to, stop)?;
-    Ok(to.join(path.trim_start_matches('/')))
+impl Contents {
+    fn open(disk: &Path, expected: &Expected<'_>, scratch: &Path, stop: &Shutdown) -> Result<Self, LabError> {
+        let root = scratch.join("root");
+        if expected.histories.files.is_some() {
+            return Ok(Self::Mounted(Mount::new(disk, &root, "loop,ro")?));
+        }
+        fs::create_dir(&root).map_err(LabError::io("create", &root))?;
+        ext4::extract(disk, RECORDS_PATH, &below(&root, RECORDS_PATH), stop)?;
+        if expected.reference.is_none() {
+            ext4::extract(disk, DATA_PATH, &root, stop)?;
+        }
+        Ok(Self::Copied(root))
+    }
+
+    fn root(&self) -> &Path {
+        match self {
+            Self::Mounted(mount) => mount.point(),
+            Self::Copied(root) => root,
+        }
+    }
 }
 
 fn qemu_info(vmdk: &Vmdk, stop: &Shutdown) -> Result<(), LabError> {

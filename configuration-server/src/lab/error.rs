@@ -38,6 +38,9 @@ pub enum LabError {
         /// What to install.
         package: String,
     },
+    /// A precondition does not hold; nothing was changed.
+    #[error("{0}")]
+    Refused(String),
     /// A program failed.
     #[error("`{command}` failed ({status}): {output}")]
     Tool {
@@ -107,7 +110,7 @@ impl LabError {
     pub fn into_command_error(self) -> anyhow::Error {
         let code = match &self {
             Self::Interrupted => Code::Interrupted,
-            Self::MissingTool { .. } => Code::Refused,
+            Self::MissingTool { .. } | Self::Refused(_) => Code::Refused,
             _ => return self.into(),
         };
         let Err(error) = Err::<std::convert::Infallible, _>(self).with_code(code);

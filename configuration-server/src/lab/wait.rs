@@ -50,8 +50,8 @@ pub fn wait_until<T>(
 /// # Errors
 /// [`LabError::Interrupted`].
 pub fn let_pass(stop: &Shutdown, time: Duration) -> Result<(), LabError> {
-    let until = Instant::now() + time;
-    while let Some(left) = until.checked_duration_since(Instant::now()) {
+    let began = Instant::now();
+    while let Some(left) = time.checked_sub(began.elapsed()) {
         check(stop)?;
         thread::sleep(left.min(LOOK_EVERY));
     }
