@@ -284,6 +284,10 @@ impl Node {
         self.durable = seq;
         self.lag.durable(seq);
         let answers = self.points.durable(seq);
+        if self.points.confirmed() > self.totals.points {
+            // Who is told of a point may rely on it: killed right after, the agent sends nothing of it again.
+            self.ledger.forget(&self.source, seq);
+        }
         self.totals.points = self.points.confirmed();
         self.answers.extend(answers.into_iter().map(|(request, point)| Output::Answer(request, Ok(point))));
     }
