@@ -5,20 +5,23 @@
 //! and the `scan` tracker makes points while the writers pause. It uses [`crate::lab`] for everything it starts, and
 //! leaves nothing behind.
 //!
-//! Layers: `report`, `fill` → `disk` → `verify` → `stage`, the services and the disk together → the demo's course.
+//! Layers: `report`, `work`, `fill` → `disk` → `setup`, `verify` → `stage`, the services and the disk together → the
+//! demo's course.
 
 mod disk;
 mod fill;
 mod report;
+mod setup;
 mod stage;
 mod verify;
+mod work;
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 use engine::service::{quantity::Size, shutdown::Shutdown};
 
 pub use self::report::{FullCopy, PointReport, Report, Teller};
-use self::stage::{Stage, Work};
+use self::{stage::Stage, work::Work};
 use crate::lab::{LabError, build_services, check, ext4, is_release, tool};
 
 /// The smallest disk: ext4, its journal and the writers need some room.
@@ -29,9 +32,6 @@ pub const MOST_POINTS: usize = 50;
 
 /// Bytes of the spool.
 const SPOOL: u64 = 256 << 20;
-
-/// Besides copies of the disk: journals, logs, what the services leave free.
-const EXTRA: u64 = 512 << 20;
 
 /// Records written before a point, between kill and restart, and after it.
 const RECORDS: usize = 300;
@@ -57,7 +57,7 @@ pub fn run(options: &Options, stop: &Shutdown, tell: &Teller) -> Result<Report, 
     tool::require(&ext4::TOOLS)?;
     let work = Work::open(options.keep.as_deref())?;
     let bytes = options.size.0.next_multiple_of(4096);
-    check_space(&work, bytes, options.points)?;
+    work.check_space(bytes, options.points)?;
     let binaries = build_services(is_release())?;
     check(stop)?;
 
@@ -79,63 +79,4 @@ pub fn run(options: &Options, stop: &Shutdown, tell: &Teller) -> Result<Report, 
     }
     stage.verify_all()?;
     stage.finish(bytes)
-}
-
-/// So that a full disk is found before an hour of copying.
-fn check_space(work: &Work, bytes: u64, points: usize) -> Result<(), LabError> {
-    let dir = work.path();
-    let found = rustix::fs::statvfs(dir).map_err(|error| LabError::io("look at", dir)(error.into()))?;
-    let (free, needed) = (found.f_bavail * found.f_frsize, space_needed(bytes, points));
-    if free >= needed {
-        return Ok(());
-    }
-    let (free, needed) = (Size(free), Size(needed));
-    Err(LabError::Refused(format!(
-        "{free} are free in {}, but up to {needed} are needed; name another folder by TMPDIR, or a smaller --size",
-        dir.display()
-    )))
-}
-
-/// The disk, its VMDK, one copy to check, what is taken out of it, and a copy for every second point; all of them
-/// sparse, of a disk that is two thirds full.
-fn space_needed(bytes: u64, points: usize) -> u64 {
-    let copies = 4 + points.div_ceil(2) as u64;
-    (bytes / 3 * 2).saturating_mul(copies).saturating_add(SPOOL + EXTRA)
-}
-
-impl Work {
-    /// The folder that was named, which must be empty; else a temporary one, where there is room: `/var/tmp` is on
-    /// a disk where `/tmp` may be memory.
-    fn open(keep: Option<&std::path::Path>) -> Result<Self, LabError> {
-        if let Some(dir) = keep {
-            fs::create_dir_all(dir).map_err(LabError::io("create", dir))?;
-            let mut entries = fs::read_dir(dir).map_err(LabError::io("list", dir))?;
-            if entries.next().is_some() {
-                let what = format!("{} is not empty; name a new folder with --keep", dir.display());
-                return Err(LabError::Refused(what));
-            }
-            return Ok(Self::Kept(fs::canonicalize(dir).map_err(LabError::io("find", dir))?));
-        }
-        let place = std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
-        let temporary = tempfile::Builder::new().prefix("homeward-demo-").tempdir_in(&place);
-        Ok(Self::Temporary(temporary.map_err(LabError::io("create a folder in", &place))?))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn space_is_counted_and_does_not_overflow() {
-        assert_eq!(space_needed(3 << 30, 4), (2 << 30) * 6 + SPOOL + EXTRA);
-        assert_eq!(space_needed(u64::MAX, MOST_POINTS), u64::MAX);
-    }
-
-    #[test]
-    fn a_folder_with_something_in_it_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(Work::open(Some(&dir.path().join("new"))).is_ok());
-        assert!(Work::open(Some(dir.path())).is_err());
-    }
 }

@@ -9,7 +9,7 @@ use homeward::demo::{self, MOST_POINTS, Options, SMALLEST, Teller};
 use homeward::lab::LabError;
 
 const AFTER: &str = "\
-Needs e2fsprogs, and about five times the size in free space below TMPDIR, else /var/tmp. As root the disk is a loop
+Needs e2fsprogs, and about six times the size in free space below TMPDIR, else /var/tmp. As root the disk is a loop
 device with a mounted ext4, tracked by eBPF; otherwise it is a file, and points are made while the writers pause.
 With qemu-img installed the VMDKs are compared by that, too.
 

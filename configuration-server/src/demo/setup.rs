@@ -1,14 +1,8 @@
-//! What the demo begins with: a folder, a disk, services for it, and which tracker this machine allows.
+//! What the demo begins with: a disk, services for it, and which tracker this machine allows.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
-use engine::{
-    point::Point,
-    service::{quantity::Size, shutdown::Shutdown},
-};
+use engine::service::{quantity::Size, shutdown::Shutdown};
 
 use super::{SPOOL, disk::Ground};
 use crate::lab::{self, Lab, LabError, Tracker, Vm, tool};
@@ -16,16 +10,32 @@ use crate::lab::{self, Lab, LabError, Tracker, Vm, tool};
 /// Name of the VM.
 pub(super) const VM: &str = "demo";
 
-/// Attempts at a point of a disk that is at rest.
-const ATTEMPTS: u32 = 3;
+/// A disk to be filled, and services for it that do not run yet.
+pub(super) struct Setup {
+    // Dropped in this order.
+    pub(super) lab: Lab,
+    pub(super) ground: Ground,
+    /// Why the tracker is not eBPF, if it is not.
+    pub(super) why_scan: Option<String>,
+}
+
+impl Setup {
+    /// Below the folder `dir`: with eBPF if that can be, else with the scan tracker.
+    pub(super) fn new(dir: &Path, binaries: &Path, bytes: u64, stop: &Shutdown) -> Result<Self, LabError> {
+        let why_scan = match live(dir, binaries, bytes, stop)? {
+            Ok(setup) => return Ok(setup),
+            Err(reason) => Some(reason),
+        };
+        // What the try left; without root there is nothing.
+        let _ = fs::remove_dir_all(dir.join("lab"));
+        let ground = Ground::file(dir, bytes)?;
+        let lab = new_lab(dir, binaries, Tracker::Scan, ground.path(), stop)?;
+        Ok(Self { lab, ground, why_scan })
+    }
+}
 
 /// A mounted disk and an agent that tracks it by eBPF; or why that cannot be here.
-fn live(
-    dir: &Path,
-    binaries: &Path,
-    bytes: u64,
-    stop: &Shutdown,
-) -> Result<Result<(Ground, Lab), String>, LabError> {
+fn live(dir: &Path, binaries: &Path, bytes: u64, stop: &Shutdown) -> Result<Result<Setup, String>, LabError> {
     if !rustix::process::geteuid().is_root() {
         return Ok(Err("this is not root".into()));
     }
@@ -37,13 +47,13 @@ fn live(
         // From here on the kernel tracks, also while no agent runs.
         lab.agent(VM)?.start()?;
         lab.agent(VM)?.stop()?;
-        Ok((ground, lab))
+        Ok(Setup { lab, ground, why_scan: None })
     };
     match started() {
         Err(LabError::Interrupted) => Err(LabError::Interrupted),
         // An error that brings a log ends with what that says last.
         Err(error) => Ok(Err(error.to_string().lines().last().unwrap_or_default().trim().into())),
-        Ok(live) => Ok(Ok(live)),
+        Ok(setup) => Ok(Ok(setup)),
     }
 }
 
@@ -59,16 +69,4 @@ fn new_lab(
     let vm = Vm { disks: vec![disk.into()], ..Vm::new(VM, tracker) };
     let options = lab::Options::new(binaries.into());
     Lab::new(&dir, lab::Options { vms: vec![vm], spool: Size(SPOOL), stop: stop.clone(), ..options })
-}
-
-/// An attempt of the scan tracker that began before the disk was at rest fails, and takes later wishes with it.
-fn point_at_rest(lab: &Lab, tracker: Tracker) -> Result<Point, LabError> {
-    let attempts = if tracker == Tracker::Scan { ATTEMPTS } else { 1 };
-    for _ in 1..attempts {
-        match lab.point_now(VM) {
-            Err(LabError::Admin { .. }) => {}
-            other => return other,
-        }
-    }
-    lab.point_now(VM)
 }

@@ -2,8 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -17,15 +16,13 @@ use engine::{
 };
 
 use super::{
-    SPOOL,
-    disk::{self, Disk, Ground},
+    disk::{self, Disk},
     report::{FullCopy, PointReport, Report, Teller, describe_traffic},
+    setup::{Setup, VM},
     verify::{Expected, Found, verify},
+    work::Work,
 };
-use crate::lab::{self, Lab, LabError, Look, SealedPoint, Totals, Tracker, Vm, image, tool};
-
-/// Name of the VM.
-const VM: &str = "demo";
+use crate::lab::{Lab, LabError, Look, SealedPoint, Totals, Tracker, image, tool};
 
 /// The full copy, however large the disk.
 const COPY: Duration = Duration::from_secs(6 * 3600);
@@ -64,16 +61,7 @@ impl<'a> Stage<'a> {
         tell: &'a Teller,
     ) -> Result<Self, LabError> {
         let dir = work.path().to_owned();
-        let (ground, lab, why_scan) = match live(&dir, &binaries, bytes, stop)? {
-            Ok((ground, lab)) => (ground, lab, None),
-            Err(reason) => {
-                // What the try left; without root there is nothing.
-                let _ = fs::remove_dir_all(dir.join("lab"));
-                let ground = Ground::file(&dir, bytes)?;
-                let lab = new_lab(&dir, &binaries, Tracker::Scan, ground.path(), stop)?;
-                (ground, lab, Some(reason))
-            }
-        };
+        let Setup { lab, ground, why_scan } = Setup::new(&dir, &binaries, bytes, stop)?;
         let tracker = if why_scan.is_none() { Tracker::Ebpf } else { Tracker::Scan };
         let size = Size(bytes);
         match &why_scan {
@@ -324,4 +312,16 @@ impl<'a> Stage<'a> {
             skipped,
         })
     }
+}
+
+/// An attempt of the scan tracker that began before the disk was at rest fails, and takes later wishes with it.
+fn point_at_rest(lab: &Lab, tracker: Tracker) -> Result<Point, LabError> {
+    let attempts = if tracker == Tracker::Scan { ATTEMPTS } else { 1 };
+    for _ in 1..attempts {
+        match lab.point_now(VM) {
+            Err(LabError::Admin { .. }) => {}
+            other => return other,
+        }
+    }
+    lab.point_now(VM)
 }

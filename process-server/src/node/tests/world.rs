@@ -180,6 +180,8 @@ pub(super) struct FakeTarget {
     pub(super) hold: Option<String>,
     pub(super) hellos: Vec<(String, StreamInfo)>,
     pub(super) frames: u64,
+    /// The last frame it ever held.
+    highest: Seq,
     link: Option<Link>,
     acked: Seq,
 }
@@ -195,6 +197,7 @@ impl FakeTarget {
             hold: None,
             hellos: Vec::new(),
             frames: 0,
+            highest: Seq(0),
             link: None,
             acked: Seq(0),
         }
@@ -207,6 +210,7 @@ impl FakeTarget {
             match message {
                 Message::Control(Control::Hello { agent, stream, .. }) => {
                     self.hellos.push((agent, stream));
+                    self.highest = self.highest.max(self.position.seq);
                     let answer = match self.refuses {
                         Some(why) => Control::Refused { why, reason: "as the test says".into() },
                         None => Control::Welcome {
@@ -241,6 +245,7 @@ impl FakeTarget {
             }
         }
         self.position = Position::after(frame.header());
+        self.highest = self.highest.max(self.position.seq);
         self.frames += 1;
     }
 
@@ -422,7 +427,10 @@ impl World {
             }
             let Some(output) = output.or_else(|| self.node.poll_output()) else { break };
             match output {
-                Output::ToAgent(conn, bytes) if conn == self.agent_conn => self.wires[1].extend(bytes),
+                Output::ToAgent(conn, bytes) if conn == self.agent_conn => {
+                    self.check_promise(&bytes);
+                    self.wires[1].extend(bytes);
+                }
                 Output::CloseAgent(conn) if conn == self.agent_conn => {
                     // What was queued before still arrives.
                     let last = std::mem::take(&mut self.wires[1]);
@@ -451,6 +459,19 @@ impl World {
                 | Output::CloseTarget(_) => {}
             }
         }
+    }
+
+    /// What the agent is told is safe is in the spool, as it will be found after a power cut now; what it is told
+    /// is durable has been at the target.
+    fn check_promise(&mut self, answer: &Bytes) {
+        let frame = Frame::parse(answer.clone()).unwrap();
+        let (spooled, durable) = match Control::from_frame(&frame).unwrap() {
+            Control::Ack { spooled, durable } => (spooled, durable),
+            Control::Welcome { position, durable, .. } => (position.seq, durable),
+            _ => return,
+        };
+        assert!(spooled <= self.node.status().spooled, "{spooled} is not in the spool");
+        assert!(durable <= self.target.highest, "{durable} has never been at the target");
     }
 
     /// Lets time pass until `done`.

@@ -1,5 +1,7 @@
 //! Power cuts at every operation; errors at every operation; both.
 
+use std::sync::Mutex;
+
 use engine::io::sim::{Fault, SimOp, SimStorage};
 
 use super::{
@@ -75,6 +77,32 @@ fn a_power_cut_anywhere_loses_nothing_that_was_safe() {
     let mut rig = Rig::new(SimStorage::new(), None);
     assert!(STORY.iter().all(|step| rig.step(*step)));
     cut_everywhere(&rig, 6, "no fault");
+}
+
+/// A killed process leaves writes that the next one sees, and that only a sync of its own makes safe.
+#[test]
+fn what_a_start_after_a_kill_anywhere_reports_outlasts_a_power_cut() {
+    let mut rig = Rig::new(SimStorage::new(), None);
+    // What a kill before each operation leaves.
+    let killed = Arc::new(Mutex::new(Vec::new()));
+    for step in STORY {
+        let (storage, seen) = (Arc::downgrade(&rig.storage), killed.clone());
+        rig.storage.set_hook(move |_| {
+            let storage = storage.upgrade().expect("it is in use");
+            seen.lock().unwrap().push((*storage).clone());
+        });
+        assert!(rig.step(step));
+    }
+    let room = || Arc::new(Room::new(super::rig::BOUNDS));
+    for (at, disk) in std::mem::take(&mut *killed.lock().unwrap()).into_iter().enumerate() {
+        let disk = Arc::new(disk);
+        let Some(spool) = Spool::open(disk.clone(), STREAM, room()).unwrap().spool else { continue };
+        let found = spool.position();
+        for left in [disk.power_cut_none_kept(disk.log_len()), disk.power_cut(disk.log_len(), at as u64)] {
+            let again = Spool::open(Arc::new(left), STREAM, room()).unwrap().spool;
+            assert_eq!(again.map(|spool| spool.position()), Some(found), "killed before operation {at}");
+        }
+    }
 }
 
 #[test]
