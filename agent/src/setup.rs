@@ -32,7 +32,7 @@ use crate::{
     },
     config::{Config, Disk, TrackerChoice},
     node::Parts,
-    tracker::{Continuity, Kind, Tracker, TrackerError, ebpf::EbpfTracker, scan::ScanTracker},
+    tracker::{Continuity, Kind, Tracker, TrackerError, ebpf::EbpfTracker, scan, scan::ScanTracker},
 };
 
 /// The hidden command of this program that runs the freeze watchdog.
@@ -61,10 +61,11 @@ pub fn prepare(config: &Config) -> anyhow::Result<Prepared> {
     fs::create_dir_all(&config.state)
         .with_context(|| format!("cannot create the state folder {}", config.state.display()))?;
     let lock = DirLock::acquire(&config.state)?;
-    let stream = stream_id(&FolderStorage::open(&config.state, Backend::Auto)?, &config.vm)
+    let state: Arc<dyn Storage> = Arc::new(FolderStorage::open(&config.state, Backend::Auto)?);
+    let stream = stream_id(&*state, &config.vm)
         .with_context(|| format!("cannot use the state folder {}", config.state.display()))?;
 
-    let (kind, tracker, continuity) = open_tracker(config, stream)?;
+    let (kind, tracker, continuity) = open_tracker(config, stream, &state)?;
     let open = |disk: &Disk| open_device(&disk.device, Access::ReadOnly, Backend::Auto);
     let disks: Vec<Arc<dyn Device>> = config.disk.iter().map(open).collect::<Result<_, _>>()?;
     let info = |(disk, device): (&Disk, &Arc<dyn Device>)| {
@@ -103,9 +104,13 @@ pub fn prepare(config: &Config) -> anyhow::Result<Prepared> {
 /// Ends tracking: the next start sends everything.
 ///
 /// # Errors
-/// If the kernel's objects cannot be removed.
+/// If the kernel's objects or the files of digests cannot be removed.
 pub fn forget(config: &Config) -> anyhow::Result<()> {
-    Ok(EbpfTracker::forget(&config.tracker_name())?)
+    EbpfTracker::forget(&config.tracker_name())?;
+    if config.state.exists() {
+        scan::forget(&FolderStorage::open(&config.state, Backend::Auto)?)?;
+    }
+    Ok(())
 }
 
 #[derive(Serialize, Deserialize)]
@@ -145,18 +150,21 @@ fn stream_id(storage: &dyn Storage, vm: &str) -> anyhow::Result<StreamId> {
 
 type Opened = (Kind, Box<dyn Tracker>, Vec<Continuity>);
 
-fn open_tracker(config: &Config, stream: StreamId) -> anyhow::Result<Opened> {
+fn open_tracker(config: &Config, stream: StreamId, state: &Arc<dyn Storage>) -> anyhow::Result<Opened> {
     if config.tracker != TrackerChoice::Scan {
         match EbpfTracker::open(&config.tracker_name(), stream, &config.devices()) {
-            Ok((tracker, continuity)) => return Ok((Kind::Ebpf, Box::new(tracker), continuity)),
+            Ok((tracker, continuity)) => {
+                scan::forget(&**state).context("cannot remove the digests of the scan tracker")?;
+                return Ok((Kind::Ebpf, Box::new(tracker), continuity));
+            }
             Err(error) if config.tracker == TrackerChoice::Auto && is_no_ebpf(&error) => {
                 tracing::warn!("using the scan tracker: {:#}", anyhow::Error::new(error));
             }
             Err(error) => return Err(error.into()),
         }
     }
-    let opened = ScanTracker::open(stream, &config.devices(), None)?;
-    Ok((Kind::Scan, Box::new(opened.tracker), opened.continuity))
+    let (tracker, continuity) = ScanTracker::open(stream, &config.devices(), state)?;
+    Ok((Kind::Scan, Box::new(tracker), continuity))
 }
 
 /// Whether eBPF cannot work here at all, as opposed to something being wrong that ought to be mended.

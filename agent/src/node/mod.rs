@@ -148,6 +148,8 @@ pub struct Node {
     /// Everything written before this was harvested.
     harvested: Instant,
     paused_until: Option<Instant>,
+    /// The tracker must still be told that the target lost what it held.
+    distrust: bool,
 
     lag: Lag,
     copying: Option<Copying>,
@@ -189,6 +191,7 @@ impl Node {
             harvest_at: now,
             harvested: now,
             paused_until: None,
+            distrust: false,
             lag: Lag::new(now),
             copying,
             trouble: None,
@@ -257,10 +260,11 @@ impl Node {
 
     /// The target stands elsewhere: all that is not durable there is dirty again.
     fn reset(&mut self, elsewhere: &Elsewhere, now: Instant) {
-        let Elsewhere { position, durable, lost_durable } = elsewhere;
+        let Elsewhere { position, durable, diverged } = elsewhere;
         self.ledger = Ledger::reset(&self.source, position.seq);
-        if *lost_durable {
-            tracing::warn!(%durable, "the target holds nothing, or less than it once confirmed: sending everything");
+        if *diverged {
+            tracing::warn!(%durable, "the target does not hold what was sent from here: sending everything");
+            self.distrust = true;
             self.source.indices().for_each(|disk| self.source.tracker.maps(disk).dirty.set_all());
         }
         // A capture holds blocks of T, but blocks sent before it will now be sent as they are later. Contents in
@@ -287,6 +291,9 @@ impl Node {
         if self.points.confirmed() > self.totals.points {
             // Who is told of a point may rely on it: killed right after, the agent sends nothing of it again.
             self.ledger.forget(&self.source, seq);
+            if let Err(error) = self.source.tracker.note_durable() {
+                tracing::warn!(%error, "not saved: a restart of the agent may send more than it must");
+            }
         }
         self.totals.points = self.points.confirmed();
         self.answers.extend(answers.into_iter().map(|(request, point)| Output::Answer(request, Ok(point))));

@@ -240,6 +240,27 @@ fn a_target_that_lost_everything_gets_everything() {
     world.converge();
 }
 
+/// A virtual machine set back to a snapshot with its memory: the agent goes on as if it had never sent what it did.
+#[test]
+fn an_agent_that_was_set_back_sends_everything() {
+    for sealed_since in [false, true] {
+        let mut world = World::new(plan_of(1), 1);
+        world.vm.fill();
+        world.converge();
+        if sealed_since {
+            // As many frames are sealed here as there: only the chain tells.
+            let before = world.node.last_seq();
+            world.vm.set_activity(4);
+            while world.node.last_seq() <= before {
+                world.step();
+            }
+        }
+        world.cut();
+        world.peer.receive_foreign();
+        world.converge();
+    }
+}
+
 #[test]
 fn a_full_window_stops_reading_and_says_so() {
     let plan = Plan { disks: vec![4096], shift: 0, writers: 0, activity: 0 };

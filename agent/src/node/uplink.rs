@@ -31,8 +31,9 @@ pub(super) enum News {
 pub(super) struct Elsewhere {
     pub(super) position: Position,
     pub(super) durable: Seq,
-    /// It holds less for durable than it once said, or nothing at all.
-    pub(super) lost_durable: bool,
+    /// It holds nothing at all, or less for durable than it once said, or frames that were never sent from here: one
+    /// of the two was set back to an earlier state.
+    pub(super) diverged: bool,
 }
 
 #[derive(Debug)]
@@ -168,15 +169,18 @@ impl Uplink {
     }
 
     fn resume(&mut self, position: Position, durable: Seq, window: u64) -> News {
-        let known = self.sender.as_ref().map(Sender::durable);
+        let set_back = self
+            .sender
+            .as_ref()
+            .is_some_and(|sender| durable < sender.durable() || position.seq >= sender.released().seq);
         if let Some(sender) = &mut self.sender
             && sender.handle_reconnect(position, durable) == Resume::Exact
         {
             return News::Resumed(durable);
         }
         self.sender = Some(Sender::at(position, durable, window));
-        let lost_durable = position.seq == Seq(0) || known.is_some_and(|known| durable < known);
-        News::Reset(Elsewhere { position, durable, lost_durable })
+        let diverged = set_back || position.seq == Seq(0);
+        News::Reset(Elsewhere { position, durable, diverged })
     }
 
     pub(super) fn poll_output(&mut self, now: Instant) -> Option<Output> {

@@ -66,6 +66,13 @@ impl Node {
             return Step::Waits(Waiting::Window);
         }
         self.paused_until = None;
+        if self.distrust {
+            match self.source.tracker.distrust() {
+                Ok(()) => self.distrust = false,
+                Err(error) => self.fail(&error.into(), now),
+            }
+            return Step::Worked;
+        }
         match std::mem::replace(&mut self.work, Work::Idle) {
             Work::Idle => return self.decide(now),
             Work::Precopy { over } => self.step_precopy(over, now),

@@ -15,6 +15,8 @@ pub mod scan;
 #[cfg(test)]
 pub(crate) mod testing;
 
+use std::{fs, io};
+
 use engine::{
     extent_set::ExtentSet,
     units::{Block, DiskIndex},
@@ -66,6 +68,27 @@ pub trait Tracker: Send {
         let _ = (disk, first, bytes);
     }
 
+    /// Some of what was sent has become durable and was taken out of the `sent` maps. A tracker that keeps anything
+    /// besides maps for its next start saves it now.
+    fn note_durable(&mut self) -> Result<(), TrackerError> {
+        Ok(())
+    }
+
+    /// The target does not hold what it was known to hold: what the tracker keeps besides maps must not be used by
+    /// its next start either. Until this has succeeded nothing may be sent.
+    fn distrust(&mut self) -> Result<(), TrackerError> {
+        Ok(())
+    }
+
     /// The maps that survive the agent: what still has to be sent, and what is sent but not yet durable.
     fn maps(&self, disk: DiskIndex) -> &DiskMaps;
+}
+
+/// What tells this boot of the machine from others.
+fn boot_id() -> Result<u128, TrackerError> {
+    const PATH: &str = "/proc/sys/kernel/random/boot_id";
+    let text = fs::read_to_string(PATH).map_err(TrackerError::io("read", PATH))?;
+    let digits: String = text.trim().split('-').collect();
+    u128::from_str_radix(&digits, 16)
+        .map_err(|error| TrackerError::io("read", PATH)(io::Error::new(io::ErrorKind::InvalidData, error)))
 }

@@ -49,6 +49,12 @@ impl Sender {
         self.last
     }
 
+    /// Position of the last frame that is no longer held, being safe elsewhere.
+    #[must_use]
+    pub fn released(&self) -> Position {
+        self.released
+    }
+
     /// The last frame known to be durable at the master target.
     #[must_use]
     pub fn durable(&self) -> Seq {

@@ -1,7 +1,8 @@
 //! Process server and target in one: receives, spools, applies in order, acknowledges; loses what it is told to.
 
 use engine::{
-    frame::{Frame, Payload, Position},
+    extent::Extent,
+    frame::{ContentBuilder, Frame, Packed, Payload, Position},
     session::{Link, Message, Receiver},
 };
 
@@ -134,6 +135,16 @@ impl Peer {
         self.resets += 1;
         self.spooled = 0;
         self.lose_unspooled();
+    }
+
+    /// Takes a frame of zeros that this agent never sent: from what it was before somebody set it back.
+    pub(super) fn receive_foreign(&mut self) {
+        let position = self.receiver.position();
+        let mut content = ContentBuilder::default();
+        content.push(Extent::new(0, 1), Payload::Zero);
+        let frame = Packed::data(DiskIndex(0), &content.finish(), 1, 0).seal(STREAM, &position);
+        self.receiver.handle_frame(&frame).unwrap();
+        self.frames.push(frame);
     }
 
     /// The target, were everything received applied.

@@ -16,7 +16,6 @@ mod tests;
 
 use std::{
     collections::BTreeSet,
-    fs,
     path::{Path, PathBuf},
     sync::atomic::{Ordering::*, fence},
     thread,
@@ -35,7 +34,9 @@ use self::{
     pins::Pins,
     set::Set,
 };
-use super::{Continuity, DiskMaps, LostReason, Tracker, TrackerError, Words, block_device::BlockDevice};
+use super::{
+    Continuity, DiskMaps, LostReason, Tracker, TrackerError, Words, block_device::BlockDevice, boot_id,
+};
 
 /// How long a flip waits for programs that are in the midst of a mark. They take microseconds, unless the
 /// hypervisor takes the CPU away from one.
@@ -268,13 +269,6 @@ fn whole_disk(path: &Path) -> Result<BlockDevice, TrackerError> {
         return wrong("its size is 0: attach a medium first");
     }
     Ok(device)
-}
-
-fn boot_id() -> Result<u128, TrackerError> {
-    const PATH: &str = "/proc/sys/kernel/random/boot_id";
-    let text = fs::read_to_string(PATH).map_err(TrackerError::io("read", PATH))?;
-    let digits: String = text.trim().split('-').collect();
-    u128::from_str_radix(&digits, 16).map_err(|error| TrackerError::bpf("read the boot id")(error))
 }
 
 /// Waits for `done`, first spinning, since it mostly takes microseconds; false if it does not come in time.

@@ -1,7 +1,7 @@
 //! The tracker against real loop devices. All of it needs root, and says that it is skipped without.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     os::unix::fs::FileExt,
     process::{Child, Command, Stdio},
     sync::atomic::AtomicU32,

@@ -4,6 +4,10 @@
 //! must be sent, however often it changed in between. Writes in flight are not seen: [`Tracker::written_since_flip`]
 //! is false only while there is evidence that nobody wrote anywhere on the disk, so points are made while the
 //! disk is quiet by other means.
+//!
+//! Digests outlive the agent in a file per disk ([`saved`]), within one boot of the machine. The file never claims
+//! more than the target holds, whenever the agent ends: before blocks are given out as dirty, their digests are
+//! taken out of it. So it must not stand on a scanned disk itself.
 
 mod evidence;
 mod leaves;
@@ -19,23 +23,21 @@ use std::{
 
 use engine::{
     extent_set::ExtentSet,
-    io::{Access, Backend, Device, Op, open_device},
+    io::{Access, Backend, Device, Op, Storage, open_device},
     limits,
     units::{Block, DiskIndex, StreamId},
 };
-use serde_json::Value;
 
-pub use self::saved::Place;
+pub use self::saved::forget;
 use self::{
     evidence::{Evidence, Witness},
     leaves::{Division, LeafHasher},
-    saved::{DiskDigests, Saved},
+    saved::DigestFile,
 };
-use super::{Continuity, DiskMaps, LostReason, Tracker, TrackerError};
+use super::{Continuity, DiskMaps, LostReason, Tracker, TrackerError, boot_id};
 
 /// Finds changes by comparing digests.
 pub struct ScanTracker {
-    stream: StreamId,
     disks: Vec<Disk>,
 }
 
@@ -47,55 +49,36 @@ struct Disk {
     /// By leaf, of what was last read for sending; 0 if that is not known.
     digests: Vec<u128>,
     sending: LeafHasher,
+    file: DigestFile,
     witness: Witness,
     /// Of the last flip; `None` if the disk was being written.
     evidence: Option<Evidence>,
     untaken: bool,
 }
 
-/// A tracker just opened.
-pub struct Opened {
-    /// The tracker.
-    pub tracker: ScanTracker,
-    /// By disk: whether its digests were saved.
-    pub continuity: Vec<Continuity>,
-    /// The position that [`ScanTracker::save`] was given. If the target has taken in anything after it, the caller
-    /// must [`ScanTracker::distrust`] the digests.
-    pub position: Option<Value>,
-}
-
 impl ScanTracker {
-    /// Tracks `disks`, files or block devices, with the digests from the file `saved` as far as they are theirs.
-    /// Other disks are marked dirty as a whole.
-    pub fn open(stream: StreamId, disks: &[PathBuf], saved: Option<Place>) -> Result<Opened, TrackerError> {
-        let mut saved = saved.map_or(Err(LostReason::New), |place| saved::load(place, stream));
+    /// Tracks `disks`, files or block devices, with the digests kept in the folder `state` as far as they are theirs;
+    /// says for each disk whether they are. Other disks are marked dirty as a whole.
+    ///
+    /// # Errors
+    /// If a disk cannot be opened.
+    pub fn open(
+        stream: StreamId,
+        disks: &[PathBuf],
+        state: &Arc<dyn Storage>,
+    ) -> Result<(Self, Vec<Continuity>), TrackerError> {
+        let purpose = (stream, boot_id()?);
         let mut continuity = Vec::new();
-        let mut tracker = Self { stream, disks: Vec::new() };
+        let mut tracker = Self { disks: Vec::new() };
         for (index, path) in disks.iter().enumerate() {
-            let (disk, verdict) = Disk::open(path, &mut saved)?;
+            let (disk, verdict) = Disk::open(path, purpose, state.clone())?;
             tracker.disks.push(disk);
             continuity.push(match verdict {
                 Ok(()) => Continuity::Proven,
                 Err(reason) => Continuity::Lost { disk: DiskIndex(index as u16), reason },
             });
         }
-        Ok(Opened { tracker, continuity, position: saved.ok().map(|saved| saved.position) })
-    }
-
-    /// Saves the digests of what is durable at the target, which is all that is neither dirty nor just sent.
-    /// `position` is whatever the caller needs to know later whether the target is still as it is now.
-    pub fn save(&self, place: Place, position: &Value) -> Result<(), TrackerError> {
-        let disks: Vec<_> = self.disks.iter().map(Disk::durable).collect();
-        saved::save(place, self.stream, position, &disks)
-            .map_err(TrackerError::io("save digests to", place.1))
-    }
-
-    /// Forgets all digests and marks every disk dirty as a whole.
-    pub fn distrust(&mut self) {
-        for disk in &mut self.disks {
-            disk.digests.fill(0);
-            disk.maps.dirty.set_all();
-        }
+        Ok((tracker, continuity))
     }
 }
 
@@ -142,6 +125,17 @@ impl Tracker for ScanTracker {
         disk.sending.add(first.offset(), bytes, |leaf, digest| digests[leaf] = digest);
     }
 
+    fn note_durable(&mut self) -> Result<(), TrackerError> {
+        self.disks.iter_mut().try_for_each(Disk::save)
+    }
+
+    fn distrust(&mut self) -> Result<(), TrackerError> {
+        self.disks.iter_mut().try_for_each(|disk| {
+            disk.digests.fill(0);
+            disk.save()
+        })
+    }
+
     fn maps(&self, disk: DiskIndex) -> &DiskMaps {
         &self.disks[usize::from(disk.0)].maps
     }
@@ -150,22 +144,17 @@ impl Tracker for ScanTracker {
 impl Disk {
     fn open(
         path: &Path,
-        saved: &mut Result<Saved, LostReason>,
+        purpose: (StreamId, u128),
+        state: Arc<dyn Storage>,
     ) -> Result<(Self, Result<(), LostReason>), TrackerError> {
         let device = open_device(path, Access::ReadOnly, Backend::Auto)
             .map_err(|error| TrackerError::io("open", path)(error.into()))?;
         let division = Division::of_disk(device.size());
         let maps = DiskMaps::in_memory(division.granularity());
-        let digests = match saved {
-            Ok(saved) => saved.take(path, device.size(), division.leaves()),
-            Err(reason) => Err(*reason),
-        };
-        let (digests, verdict) = match digests {
+        let file = DigestFile::new(state, path, purpose, device.size());
+        let (digests, verdict) = match file.load(division.leaves()) {
             Ok(digests) => (digests, Ok(())),
-            Err(reason) => {
-                maps.dirty.set_all();
-                (vec![0; division.leaves()], Err(reason))
-            }
+            Err(reason) => (vec![0; division.leaves()], Err(reason)),
         };
         let disk = Self {
             path: path.to_owned(),
@@ -174,10 +163,12 @@ impl Disk {
             maps,
             digests,
             sending: LeafHasher::new(division),
+            file,
             witness: Witness::of(path)?,
             evidence: None,
             untaken: false,
         };
+        disk.mark_unknown();
         Ok((disk, verdict))
     }
 
@@ -199,7 +190,6 @@ impl Disk {
                     return;
                 }
                 let (start, end) = self.division.blocks_of(leaf);
-                self.maps.dirty.set(start, end);
                 self.digests[leaf] = 0;
                 found = found.take().and_then(|mut set| {
                     set.insert(start, end);
@@ -208,17 +198,26 @@ impl Disk {
             });
         });
         outcome.map_err(TrackerError::io("read", &self.path))?;
+        // In this order: nothing may be sent that the file says is known. If it fails, the next scan finds it again.
+        self.save()?;
+        self.mark_unknown();
         Ok(found)
     }
 
-    fn durable(&self) -> DiskDigests<'_> {
-        let pending = |leaf| {
+    fn mark_unknown(&self) {
+        let unknown = self.digests.iter().enumerate().filter(|(_, digest)| **digest == 0);
+        for (start, end) in unknown.map(|(leaf, _)| self.division.blocks_of(leaf)) {
+            self.maps.dirty.set(start, end);
+        }
+    }
+
+    /// Saves the digests of what is durable at the target: of all that is neither dirty nor just sent.
+    fn save(&mut self) -> Result<(), TrackerError> {
+        let DiskMaps { dirty, sent: [one, other] } = &self.maps;
+        let durable = self.digests.iter().enumerate().map(|(leaf, digest)| {
             let (start, end) = self.division.blocks_of(leaf);
-            let DiskMaps { dirty, sent: [one, other] } = &self.maps;
-            [dirty, one, other].iter().any(|map| map.any(start, end))
-        };
-        let digests = self.digests.iter().enumerate();
-        let digests = digests.map(|(leaf, digest)| if pending(leaf) { 0 } else { *digest }).collect();
-        DiskDigests { path: &self.path, bytes: self.device.size(), digests }
+            if [dirty, one, other].iter().any(|map| map.any(start, end)) { 0 } else { *digest }
+        });
+        self.file.save(durable).map_err(TrackerError::io("save the digests of", &self.path))
     }
 }

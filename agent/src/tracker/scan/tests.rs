@@ -2,8 +2,13 @@
 
 use std::{fs::File, os::unix::fs::FileExt};
 
-use engine::{io::FolderStorage, units::BLOCK_BYTES};
-use serde_json::json;
+use engine::{
+    io::{
+        FolderStorage,
+        sim::{Fault, SimOp, SimStorage},
+    },
+    units::BLOCK_BYTES,
+};
 
 use super::{
     super::testing::{LoopDevice, wait_for},
@@ -20,8 +25,25 @@ fn disk_file(bytes: u64) -> (tempfile::NamedTempFile, PathBuf) {
     (file, path)
 }
 
-fn open(stream: StreamId, path: &Path, saved: Option<Place>) -> Opened {
-    ScanTracker::open(stream, &[path.to_owned()], saved).unwrap()
+fn open(stream: StreamId, path: &Path, state: &Arc<dyn Storage>) -> (ScanTracker, Continuity) {
+    let (tracker, mut continuity) = ScanTracker::open(stream, &[path.to_owned()], state).unwrap();
+    (tracker, continuity.remove(0))
+}
+
+/// A tracker that has nothing to go on with.
+fn new(path: &Path) -> ScanTracker {
+    open(StreamId::random(), path, &no_state()).0
+}
+
+fn no_state() -> Arc<dyn Storage> {
+    Arc::new(SimStorage::new())
+}
+
+fn lost(continuity: Continuity) -> Option<LostReason> {
+    match continuity {
+        Continuity::Proven => None,
+        Continuity::Lost { reason, .. } => Some(reason),
+    }
 }
 
 /// Flips, and returns the first block of each run that was taken.
@@ -46,7 +68,7 @@ fn send_dirty(tracker: &mut ScanTracker, path: &Path) {
 #[test]
 fn finds_the_leaves_that_differ_from_what_was_sent() {
     let (file, path) = disk_file(5 * MIB + 700);
-    let mut tracker = open(StreamId::random(), &path, None).tracker;
+    let mut tracker = new(&path);
     assert_eq!(tracker.maps(DISK).dirty.blocks(), 1281, "a new disk is dirty");
     send_dirty(&mut tracker, &path);
     assert_eq!(flip_and_take(&mut tracker), []);
@@ -68,7 +90,7 @@ fn finds_the_leaves_that_differ_from_what_was_sent() {
 #[test]
 fn a_leaf_that_changed_back_after_it_was_sent_differs() {
     let (file, path) = disk_file(MIB);
-    let mut tracker = open(StreamId::random(), &path, None).tracker;
+    let mut tracker = new(&path);
     send_dirty(&mut tracker, &path);
     file.as_file().write_all_at(b"A", 0).unwrap();
     assert_eq!(flip_and_take(&mut tracker), [(0, 16)]);
@@ -82,7 +104,7 @@ fn a_leaf_that_changed_back_after_it_was_sent_differs() {
 #[test]
 fn a_file_that_was_written_since_the_flip_shows_it() {
     let (file, path) = disk_file(MIB);
-    let mut tracker = open(StreamId::random(), &path, None).tracker;
+    let mut tracker = new(&path);
     assert!(tracker.written_since_flip(DISK, Block(0), 1), "before the first flip nothing is known");
     for round in 0..50 {
         flip_and_take(&mut tracker);
@@ -94,64 +116,119 @@ fn a_file_that_was_written_since_the_flip_shows_it() {
 }
 
 #[test]
-fn saved_digests_spare_what_was_durable() {
+fn a_restart_sends_only_what_changed_since_or_was_not_durable() {
     let (file, path) = disk_file(2 * MIB);
-    let (stream, folder) = (StreamId::random(), tempfile::tempdir().unwrap());
-    let storage = FolderStorage::open(folder.path(), Backend::Auto).unwrap();
-    let saved: Place = (&storage, Path::new("digests"));
-    let mut tracker = open(stream, &path, Some(saved)).tracker;
+    let (stream, state) = (StreamId::random(), no_state());
+    let (mut tracker, continuity) = open(stream, &path, &state);
+    assert_eq!(lost(continuity), Some(LostReason::New));
     send_dirty(&mut tracker, &path);
     // Leaf 2 is dirty again and leaf 3 sent but not durable when the digests are saved.
     tracker.maps(DISK).dirty.set(Block(32), Block(33));
     tracker.maps(DISK).sent[1].set(Block(48), Block(49));
-    tracker.save(saved, &json!({"seq": 7})).unwrap();
+    tracker.note_durable().unwrap();
     file.as_file().write_all_at(b"x", 65536).unwrap();
 
-    let mut opened = open(stream, &path, Some(saved));
-    assert_eq!(opened.continuity, [Continuity::Proven]);
-    assert_eq!(opened.position, Some(json!({"seq": 7})));
-    assert_eq!(flip_and_take(&mut opened.tracker), [(16, 48)]);
-    opened.tracker.distrust();
-    assert_eq!(flip_and_take(&mut opened.tracker), [(0, 512)]);
+    let (mut tracker, continuity) = open(stream, &path, &state);
+    assert_eq!(continuity, Continuity::Proven);
+    assert_eq!(tracker.maps(DISK).dirty.blocks(), 32, "what is unknown need not wait for a scan");
+    assert_eq!(flip_and_take(&mut tracker), [(16, 48)]);
+    tracker.distrust().unwrap();
+    let (mut tracker, continuity) = open(stream, &path, &state);
+    assert_eq!((lost(continuity), tracker.maps(DISK).dirty.blocks()), (None, 512));
+    assert_eq!(flip_and_take(&mut tracker), [(0, 512)]);
+}
+
+/// A leaf is sent as B while the file says A, the agent ends at once, and the leaf becomes A again.
+#[test]
+fn what_was_sent_is_not_in_the_file_whenever_the_agent_ends() {
+    let (file, path) = disk_file(MIB);
+    let (stream, state) = (StreamId::random(), no_state());
+    let mut tracker = open(stream, &path, &state).0;
+    file.as_file().write_all_at(b"A", 0).unwrap();
+    send_dirty(&mut tracker, &path);
+    tracker.note_durable().unwrap();
+    file.as_file().write_all_at(b"B", 0).unwrap();
+    assert_eq!(flip_and_take(&mut tracker), [(0, 16)]);
+    send_dirty(&mut tracker, &path);
+    drop(tracker);
+    file.as_file().write_all_at(b"A", 0).unwrap();
+    assert_eq!(flip_and_take(&mut open(stream, &path, &state).0), [(0, 16)]);
+}
+
+#[test]
+fn what_cannot_be_taken_out_of_the_file_is_not_given_out() {
+    let (file, path) = disk_file(MIB);
+    let sim = Arc::new(SimStorage::new());
+    let state: Arc<dyn Storage> = sim.clone();
+    let mut tracker = open(StreamId::random(), &path, &state).0;
+    send_dirty(&mut tracker, &path);
+    tracker.note_durable().unwrap();
+    file.as_file().write_all_at(b"B", 0).unwrap();
+    sim.fail(SimOp::Write, 1, Fault::NoSpace);
+    tracker.flip().unwrap();
+    assert!(matches!(tracker.take(DISK, u64::MAX), Err(TrackerError::Io { .. })));
+    assert!(tracker.maps(DISK).dirty.is_empty());
+    assert!(matches!(tracker.flip(), Err(TrackerError::NotTaken(_))));
+    assert_eq!(tracker.take(DISK, u64::MAX).unwrap().unwrap().blocks(), 16, "found again");
 }
 
 #[test]
 fn digests_in_doubt_are_not_used() {
     let (file, path) = disk_file(MIB);
     let (stream, folder) = (StreamId::random(), tempfile::tempdir().unwrap());
-    let storage = FolderStorage::open(folder.path(), Backend::Auto).unwrap();
-    let place: Place = (&storage, Path::new("digests"));
-    let saved = folder.path().join("digests");
-    let mut tracker = open(stream, &path, None).tracker;
+    let state: Arc<dyn Storage> = Arc::new(FolderStorage::open(folder.path(), Backend::Auto).unwrap());
+    let mut tracker = open(stream, &path, &state).0;
     send_dirty(&mut tracker, &path);
-    tracker.save(place, &Value::Null).unwrap();
+    tracker.note_durable().unwrap();
+    let saved = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
     let good = std::fs::read(&saved).unwrap();
-    let lost = |stream| {
-        let opened = open(stream, &path, Some(place));
-        match opened.continuity[0] {
-            Continuity::Proven => None,
-            Continuity::Lost { reason, .. } => {
-                assert_eq!(opened.tracker.maps(DISK).dirty.blocks(), blocks(&path));
-                Some(reason)
-            }
-        }
+    let verdict = |stream| {
+        let (tracker, continuity) = open(stream, &path, &state);
+        let found = lost(continuity);
+        assert_eq!(tracker.maps(DISK).dirty.blocks(), if found.is_some() { blocks(&path) } else { 0 });
+        found
     };
-    assert_eq!(lost(stream), None);
-    assert_eq!(lost(StreamId::random()), Some(LostReason::OtherStream));
+    assert_eq!(verdict(stream), None);
+    assert_eq!(verdict(StreamId::random()), Some(LostReason::OtherStream));
     for at in (0..good.len()).step_by(3) {
         let mut bad = good.clone();
         bad[at] ^= 4;
         std::fs::write(&saved, &bad).unwrap();
         let expected = if at < 8 { LostReason::OtherVersion } else { LostReason::Damaged };
-        assert_eq!(lost(stream), Some(expected), "byte {at}");
+        assert_eq!(verdict(stream), Some(expected), "byte {at}");
         std::fs::write(&saved, &good[..at]).unwrap();
-        assert!(lost(stream).is_some(), "cut at {at}");
+        assert!(verdict(stream).is_some(), "cut at {at}");
     }
     std::fs::write(&saved, &good).unwrap();
     file.as_file().set_len(2 * MIB).unwrap();
-    assert_eq!(lost(stream), Some(LostReason::Resized));
-    std::fs::remove_file(&saved).unwrap();
-    assert_eq!(lost(stream), Some(LostReason::New));
+    assert_eq!(verdict(stream), Some(LostReason::Resized));
+    forget(&*state).unwrap();
+    assert_eq!(verdict(stream), Some(LostReason::New));
+}
+
+#[test]
+fn a_file_of_another_boot_is_not_used() {
+    let state = no_state();
+    let of_boot = |boot| {
+        DigestFile::new(state.clone(), Path::new("/dev/sdx"), (StreamId(uuid::Uuid::nil()), boot), MIB)
+    };
+    of_boot(1).save([7; 16].into_iter()).unwrap();
+    assert_eq!(of_boot(1).load(16), Ok(vec![7; 16]));
+    assert_eq!(of_boot(2).load(16), Err(LostReason::Rebooted));
+}
+
+#[test]
+fn version_1_is_still_read_and_written() {
+    let state = no_state();
+    let mut file =
+        DigestFile::new(state.clone(), Path::new("/dev/sdx"), (StreamId(uuid::Uuid::nil()), 1), MIB);
+    let digests = || (0..16).map(|leaf: u8| u128::from(leaf) << 120 | 0x0123_4567);
+    file.save(digests()).unwrap();
+    let written = state.open(Path::new("scan-2a918fd86e5938c60522030f61715738.digests")).unwrap();
+    let mut bytes = vec![0; written.len().unwrap() as usize];
+    written.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(bytes, include_bytes!("sample-v1.digests"));
+    assert_eq!(file.load(16).unwrap(), digests().collect::<Vec<_>>());
 }
 
 fn blocks(path: &Path) -> u64 {
@@ -161,7 +238,7 @@ fn blocks(path: &Path) -> u64 {
 #[test]
 fn a_device_that_was_written_since_the_flip_shows_it() {
     let Some(disk) = LoopDevice::of_size(16 * MIB) else { return };
-    let mut tracker = open(StreamId::random(), disk.path(), None).tracker;
+    let mut tracker = new(disk.path());
     send_dirty(&mut tracker, disk.path());
     for round in 0..20 {
         wait_for("the disk is quiet", || tracker.drained().unwrap());
