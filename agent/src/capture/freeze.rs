@@ -1,7 +1,9 @@
 //! Freezing the mounted file systems of the protected disks, for a bounded time.
 //!
 //! While they are frozen every write to them waits, so the disks' contents stand still, and are clean as after an
-//! unmount. Whoever writes to a disk past its file systems is not stopped. A thaw may fail us only in that it came
+//! unmount. Whoever writes to a disk past its file systems is not stopped, and neither is who writes to a file system
+//! that knows no freezing (the vfat of an EFI partition): it is written out and left as it is. A freeze only makes
+//! writes unlikely; that there were none the tracker says. A thaw may fail us only in that it came
 //! too early (the watchdog's, or an administrator's): then it says so, and what was read is no point.
 //!
 //! The time is measured from before the first freeze to after the last thaw.
@@ -36,11 +38,8 @@ pub enum Error {
     /// There is nobody to thaw them should this process fail.
     #[error(transparent)]
     Watchdog(#[from] WatchdogError),
-    /// One cannot be frozen at all.
-    #[error(
-        "{kind} at {} cannot be frozen: unmount it, mount it read-only, or keep to points that need no freeze",
-        mount_point.display()
-    )]
+    /// None of them can be frozen.
+    #[error("no file system on the protected disks can be frozen, the last being {kind} at {}", mount_point.display())]
     Unsupported {
         /// Where it is mounted.
         mount_point: PathBuf,
@@ -116,12 +115,18 @@ impl FileSystemFreezer {
         self.watchdog.arm(&dirs, self.within)?;
         let mut frozen =
             FrozenFileSystems { freezer: self, since: Instant::now(), frozen: Vec::new(), armed: true };
+        let mut unsupported = None;
         for one in found {
             // Should anything fail here, dropping `frozen` thaws what it has.
-            frozen.add(one)?;
+            unsupported = frozen.add(one)?.or(unsupported);
             frozen.check_time()?;
         }
-        Ok(frozen)
+        match unsupported {
+            Some(FileSystem { mount_point, kind, .. }) if frozen.frozen.is_empty() => {
+                Err(Error::Unsupported { mount_point, kind })
+            }
+            _ => Ok(frozen),
+        }
     }
 }
 
@@ -147,13 +152,14 @@ struct FrozenFileSystems<'a> {
 }
 
 impl FrozenFileSystems<'_> {
-    fn add(&mut self, one: FileSystem) -> Result<(), Error> {
+    /// Gives it back if it knows no freezing.
+    fn add(&mut self, one: FileSystem) -> Result<Option<FileSystem>, Error> {
         match fs_ioctl::freeze(&one.dir) {
             Ok(()) => {
                 self.frozen.push(one);
-                Ok(())
+                Ok(None)
             }
-            Err(Errno::OPNOTSUPP) => Err(Error::Unsupported { mount_point: one.mount_point, kind: one.kind }),
+            Err(Errno::OPNOTSUPP) => Ok(Some(one)),
             Err(Errno::BUSY) => Err(Error::AlreadyFrozen { mount_point: one.mount_point }),
             Err(source) => Err(one.failed("freeze", source)),
         }

@@ -137,6 +137,27 @@ fn a_file_system_on_a_file_is_frozen_before_the_one_below() {
     }
 }
 
+/// Debian's fuse2fs; the kernel at hand may have no vfat.
+#[test]
+fn a_file_system_that_knows_no_freezing_does_not_keep_others_from_it() {
+    let (Some(a), Some(b)) = (LoopDevice::of_size(32 * MIB), LoopDevice::of_size(32 * MIB)) else { return };
+    let mounted = Mounted::ext4(&a);
+    run("mkfs.ext4", &["-q", b.path().to_str().unwrap()]);
+    let dir = tempfile::tempdir().unwrap();
+    run("fuse2fs", &[b.path().to_str().unwrap(), dir.path().to_str().unwrap()]);
+    let unfreezable = Mounted { dir };
+    let mut both = freezer(&[&a, &b], LONG);
+    both.sync().unwrap();
+    let frozen = both.freeze().unwrap();
+    assert!(mounted.is_frozen());
+    fs::write(unfreezable.path().join("file"), "x").unwrap();
+    frozen.thaw().unwrap();
+    assert!(!mounted.is_frozen());
+    let mut alone = freezer(&[&b], LONG);
+    let error = alone.freeze().err().unwrap().to_string();
+    assert!(error.contains("can be frozen") && error.contains("fuse"), "{error}");
+}
+
 #[test]
 fn a_btrfs_of_several_disks_is_found_from_each() {
     let (Some(a), Some(b)) = (LoopDevice::of_size(160 * MIB), LoopDevice::of_size(160 * MIB)) else { return };
