@@ -5,6 +5,7 @@
 //! `frame` → `session`. Beside them, using only `limits`: `io`, and `net` → `service`.
 //! It knows nothing of agents, servers or VMware.
 
+pub mod digest;
 pub mod dirty_map;
 pub mod extent;
 pub mod extent_set;

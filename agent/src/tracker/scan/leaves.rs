@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use engine::{
+    digest::LEAF_BYTES,
     dirty_map::Granularity,
     limits,
     units::{BLOCK_BYTES, Block, Digest, blocks_in},
@@ -15,9 +16,6 @@ use super::super::block_device::truncated;
 
 /// Leaves of one disk: their digests take at most 32 MiB.
 const LEAVES: u64 = 2 << 20;
-
-/// The smallest leaf.
-const LEAF_BYTES: u64 = 64 << 10;
 
 /// How a disk is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
