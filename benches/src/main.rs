@@ -7,6 +7,7 @@ mod barrier;
 mod disk;
 mod figures;
 mod fio;
+mod memory;
 mod overhead;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
@@ -27,6 +28,7 @@ Examples (as root, in release mode, on an otherwise idle machine):
   homeward-bench barrier                      points under four loads, 100 each: about four minutes
   homeward-bench barrier --load fsync --json
   homeward-bench overhead --rounds 20
+  homeward-bench memory --disk 8GiB
   cargo bench -p homeward-bench               the hot stages, without root
 
 Exit codes: 0 measured, 1 failed, 2 wrong arguments, 5 refused (not root, or a tool is missing), 130 interrupted.";
@@ -78,6 +80,12 @@ enum Command {
         #[arg(long, default_value_t = 4)]
         seconds: u64,
     },
+    /// How much memory each service takes during a full copy and under churn.
+    Memory {
+        /// Seconds of churn.
+        #[arg(long, default_value_t = 120)]
+        seconds: u64,
+    },
     /// Started by `barrier`: thaws file systems should it fail to.
     #[command(hide = true, name = WATCHDOG_COMMAND)]
     FreezeWatchdog,
@@ -125,6 +133,9 @@ fn run(cli: &Cli, stop: &Shutdown) -> anyhow::Result<()> {
         }
         Command::Overhead { rounds, seconds } => {
             print(cli.json, &overhead::run(&scratch, *rounds, Duration::from_secs(*seconds), stop)?)
+        }
+        Command::Memory { seconds } => {
+            print(cli.json, &memory::run(&scratch, Duration::from_secs(*seconds), stop)?)
         }
         Command::FreezeWatchdog => Ok(()),
     }

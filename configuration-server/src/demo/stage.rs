@@ -155,14 +155,14 @@ impl<'a> Stage<'a> {
         let status = self.lab.agent_status(VM)?;
         let continuity =
             status.disks.iter().map(|disk| disk.continuity.as_str()).collect::<Vec<_>>().join(", ");
-        let what = "the agent was killed, the disk written on, and the agent started again";
-        match self.tracker {
-            Tracker::Ebpf => {
-                self.tell.say(format!("{what}; the kernel had gone on tracking: {continuity}"));
-                self.check(continuity == "proven", || format!("tracking over a restart is {continuity}"));
-            }
-            Tracker::Scan => self.tell.say(format!("{what}; it compares everything anew")),
-        }
+        let kept = match self.tracker {
+            Tracker::Ebpf => "the kernel had gone on tracking",
+            Tracker::Scan => "it knows what the target holds",
+        };
+        self.tell.say(format!(
+            "the agent was killed, the disk written on, and the agent started again; {kept}: {continuity}"
+        ));
+        self.check(continuity == "proven", || format!("tracking over a restart is {continuity}"));
         Ok(())
     }
 
@@ -226,13 +226,11 @@ impl<'a> Stage<'a> {
         self.check(missing.is_empty(), || {
             format!("points were durable and are gone: {}", missing.join(", "))
         });
-        if self.tracker == Tracker::Ebpf {
-            let after = self.lab.agent_status(VM)?.totals.logical_bytes;
-            let again = Size(after);
-            self.check(after < self.full_copy.logical_bytes / 2, || {
-                format!("after its restart the agent sent {again}, which is no small part of the disk")
-            });
-        }
+        let after = self.lab.agent_status(VM)?.totals.logical_bytes;
+        let again = Size(after);
+        self.check(after < self.full_copy.logical_bytes / 2, || {
+            format!("after its restart the agent sent {again}, which is no small part of the disk")
+        });
         for (index, one) in sealed.iter().enumerate() {
             let report = self.restore(one)?;
             self.tell.say(report.describe(index + 1));

@@ -227,7 +227,7 @@ fn version_1_is_still_read_and_written() {
     let written = state.open(Path::new("scan-2a918fd86e5938c60522030f61715738.digests")).unwrap();
     let mut bytes = vec![0; written.len().unwrap() as usize];
     written.read_exact_at(&mut bytes, 0).unwrap();
-    assert_eq!(bytes, include_bytes!("sample-v1.digests"));
+    assert_eq!(bytes, include_bytes!("../../../testdata/scan-digests-v1.bin"));
     assert_eq!(file.load(16).unwrap(), digests().collect::<Vec<_>>());
 }
 
