@@ -46,8 +46,12 @@ pub const DIRTY_MAP_BYTES: u64 = 32 << 20;
 /// Residual bytes that a barrier may hold in memory.
 pub const CAPTURE_BYTES: usize = 32 << 20;
 
-/// Reads or writes in flight on one disk.
-pub const IO_DEPTH: usize = 32;
+/// Reads or writes in flight on one disk. Many: a barrier that reads scattered blocks must outrun the writers, and
+/// how the disk is shared among those who queue follows how much each has queued (docs/performance.md).
+pub const IO_DEPTH: usize = 128;
+
+/// Bytes of their buffers after which no further one is begun.
+pub const IO_FLIGHT_BYTES: u64 = 16 << 20;
 
 /// Bytes of one read or write.
 pub const IO_BYTES: usize = 1 << 20;

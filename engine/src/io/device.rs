@@ -52,6 +52,11 @@ impl Op {
         Self { kind: OpKind::Zero, offset, len, buf: AlignedBuf::zeroed(0), tag }
     }
 
+    /// Length of its buffer, also after that was taken out.
+    pub(super) fn buffer_bytes(&self) -> u64 {
+        if self.kind == OpKind::Zero { 0 } else { self.len }
+    }
+
     /// Whether it fits its buffer and a device of `size` bytes.
     pub(super) fn check(&self, size: u64) -> io::Result<()> {
         let fits_buffer = self.kind == OpKind::Zero || self.len == self.buf.len() as u64;
@@ -78,7 +83,7 @@ pub trait Device: Send + Sync {
     /// What messages call it: a path.
     fn name(&self) -> &str;
 
-    /// Runs all of `ops`, up to [`crate::limits::IO_DEPTH`] at once, drawing the next only when there is room;
+    /// Runs all of `ops`, up to [`crate::limits::IO_DEPTH`] and about [`crate::limits::IO_FLIGHT_BYTES`] at once, drawing the next only when there is room;
     /// calls `done` for each as it completes, in the order of completion. A read or write is whole or an error.
     /// Returns when all have completed. A failed operation does not stop the others.
     fn run(&self, ops: &mut dyn Iterator<Item = Op>, done: &mut dyn FnMut(Op, io::Result<()>));

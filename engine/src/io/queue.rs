@@ -5,7 +5,7 @@ use std::{io, mem};
 use crossbeam_channel::{Sender, unbounded};
 
 use super::{Op, disk_file::DiskFile};
-use crate::limits::IO_DEPTH;
+use crate::limits::{IO_DEPTH, IO_FLIGHT_BYTES};
 
 /// Performs requests, several at once, in whatever order.
 pub(super) trait Submit: Send + Sync {
@@ -56,14 +56,18 @@ pub(super) fn run(
 ) {
     let (reply, completions) = unbounded();
     let mut ops = ops.fuse();
-    let mut in_flight = 0;
+    let (mut in_flight, mut bytes) = (0, 0);
     loop {
         let mut batch = Vec::new();
         while in_flight + batch.len() < IO_DEPTH
+            && bytes < IO_FLIGHT_BYTES
             && let Some(op) = ops.next()
         {
             match file.check(&op) {
-                Ok(()) => batch.push(Request { op, reply: Some(reply.clone()) }),
+                Ok(()) => {
+                    bytes += op.buffer_bytes();
+                    batch.push(Request { op, reply: Some(reply.clone()) });
+                }
                 Err(error) => done(op, Err(error)),
             }
         }
@@ -77,6 +81,7 @@ pub(super) fn run(
         }
         for (op, result) in completions.recv().into_iter().chain(completions.try_iter()) {
             in_flight -= 1;
+            bytes -= op.buffer_bytes();
             done(op, result);
         }
     }

@@ -15,12 +15,14 @@ use super::{
     disk_file::DiskFile,
     queue::{Request, Submit},
 };
-use crate::limits::IO_DEPTH;
+
+/// Threads of one disk.
+const WORKERS: usize = 32;
 
 /// Ample for one system call.
 const STACK_BYTES: usize = 128 << 10;
 
-/// At most [`IO_DEPTH`] threads per disk, started as they are needed.
+/// At most [`WORKERS`] threads per disk, started as they are needed.
 pub(super) struct Threads {
     /// `None` once dropped, which ends the threads.
     queue: Option<Sender<Request>>,
@@ -30,7 +32,7 @@ pub(super) struct Threads {
 
 struct Shared {
     file: Arc<DiskFile>,
-    /// Bounded by its submitters, who have at most [`IO_DEPTH`] requests each.
+    /// Bounded by its submitters, who have at most [`crate::limits::IO_DEPTH`] requests each.
     requests: Receiver<Request>,
     unanswered: AtomicUsize,
 }
@@ -45,7 +47,7 @@ impl Threads {
     /// Starts threads until each unanswered request has one, within the limit. One thread suffices to go on.
     fn start_workers(&self) -> io::Result<()> {
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-        while workers.len() < self.shared.unanswered.load(Ordering::Relaxed).min(IO_DEPTH) {
+        while workers.len() < self.shared.unanswered.load(Ordering::Relaxed).min(WORKERS) {
             let shared = self.shared.clone();
             let worker = thread::Builder::new().name("disk-io".into()).stack_size(STACK_BYTES);
             match worker.spawn(move || shared.work()) {

@@ -14,7 +14,7 @@ use crate::{
         testing::{LoopDevice, is_root, refuse_io_uring, run},
         write_all_at,
     },
-    limits::IO_DEPTH,
+    limits::{IO_DEPTH, IO_FLIGHT_BYTES},
 };
 
 const BACKENDS: [Backend; 2] = [Backend::Uring, Backend::Threads];
@@ -155,20 +155,22 @@ fn several_threads_may_run_at_once() {
 fn operations_are_drawn_only_when_there_is_room() {
     for backend in BACKENDS {
         let file = NamedTempFile::new().unwrap();
-        file.as_file().set_len(4 << 20).unwrap();
+        file.as_file().set_len(64 << 20).unwrap();
         let device = open_device(file.path(), Access::ReadOnly, backend).unwrap();
-        let drawn = AtomicUsize::new(0);
-        let mut completed = 0;
-        let mut ops = (0..1000).map(|tag| {
-            drawn.fetch_add(1, Ordering::Relaxed);
-            Op::read(tag * 4096, 4096, tag)
-        });
-        device.run(&mut ops, &mut |_, result| {
-            result.unwrap();
-            assert!(drawn.load(Ordering::Relaxed) - completed <= IO_DEPTH);
-            completed += 1;
-        });
-        assert_eq!(completed, 1000);
+        for (len, room) in [(4096, IO_DEPTH), (1 << 20, (IO_FLIGHT_BYTES >> 20) as usize)] {
+            let drawn = AtomicUsize::new(0);
+            let mut completed = 0;
+            let mut ops = (0..1000).map(|tag| {
+                drawn.fetch_add(1, Ordering::Relaxed);
+                Op::read(tag % 64 * len as u64, len, tag)
+            });
+            device.run(&mut ops, &mut |_, result| {
+                result.unwrap();
+                assert!(drawn.load(Ordering::Relaxed) - completed <= room);
+                completed += 1;
+            });
+            assert_eq!(completed, 1000);
+        }
     }
 }
 
