@@ -1,6 +1,9 @@
 //! A scratch disk: a loop device, with an ext4 on it where that is wanted. Gone when it is dropped.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 use homeward::lab::{LoopDevice, Mount, tool::Tool};
@@ -54,9 +57,18 @@ impl Device {
 
     /// Whether the loop driver bypasses the page cache of the file below.
     pub fn is_direct(&self) -> bool {
-        let name = self.path().file_name().unwrap_or_default();
-        let file = Path::new("/sys/block").join(name).join("loop/dio");
-        std::fs::read_to_string(file).is_ok_and(|dio| dio.trim() == "1")
+        fs::read_to_string(self.sys("loop/dio")).is_ok_and(|dio| dio.trim() == "1")
+    }
+
+    /// Writes that the kernel has completed so far.
+    pub fn writes(&self) -> anyhow::Result<u64> {
+        let stat = fs::read_to_string(self.sys("stat"))?;
+        let field = stat.split_whitespace().nth(4).and_then(|writes| writes.parse().ok());
+        field.context("the kernel's statistics of the disk make no sense")
+    }
+
+    fn sys(&self, file: &str) -> PathBuf {
+        Path::new("/sys/block").join(self.path().file_name().unwrap_or_default()).join(file)
     }
 }
 

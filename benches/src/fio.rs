@@ -1,4 +1,4 @@
-//! fio: a load in the background, or one measured run.
+//! fio: a load in the background, or one that fills a disk.
 
 use std::{
     path::Path,
@@ -69,20 +69,6 @@ impl Drop for Load {
     fn drop(&mut self) {
         let _ = self.end();
     }
-}
-
-/// Runs a job for `time` and returns its writes per second.
-pub fn iops(
-    file: &Path,
-    bytes: u64,
-    time: Duration,
-    options: &[&str],
-    stop: &Shutdown,
-) -> anyhow::Result<f64> {
-    let done = job(file, bytes, time, options).until(stop).run()?;
-    let report: serde_json::Value = serde_json::from_str(&done.stdout).context("fio's report is no JSON")?;
-    let iops = report["jobs"][0]["write"]["iops"].as_f64();
-    iops.context("fio's report has no writes per second")
 }
 
 /// Fills the first `bytes` bytes of `file`, so that what is measured later only overwrites.

@@ -27,7 +27,7 @@ const EXAMPLES: &str = "\
 Examples (as root, in release mode, on an otherwise idle machine):
   homeward-bench barrier                      points under four loads, 100 each: about four minutes
   homeward-bench barrier --load fsync --json
-  homeward-bench overhead --rounds 20
+  homeward-bench overhead --rounds 200
   homeward-bench memory --disk 8GiB
   cargo bench -p homeward-bench               the hot stages, without root
 
@@ -71,14 +71,14 @@ enum Command {
         #[arg(long, default_value_t = 300)]
         every_ms: u64,
     },
-    /// What tracking costs a busy disk: fio with and without it, in turns.
+    /// What tracking costs a busy disk: a running fio with and without it, in turns.
     Overhead {
-        /// Pairs of runs.
-        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+        /// Pairs of slices of time, one with it and one without.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
-        /// Seconds of one run.
-        #[arg(long, default_value_t = 4)]
-        seconds: u64,
+        /// Milliseconds of one slice.
+        #[arg(long, default_value_t = 1000)]
+        slice_ms: u64,
     },
     /// How much memory each service takes during a full copy and under churn.
     Memory {
@@ -131,8 +131,8 @@ fn run(cli: &Cli, stop: &Shutdown) -> anyhow::Result<()> {
             let plan = barrier::Plan { points: *points, every: Duration::from_millis(*every_ms), loads };
             print(cli.json, &barrier::run(&scratch, &plan, stop)?)
         }
-        Command::Overhead { rounds, seconds } => {
-            print(cli.json, &overhead::run(&scratch, *rounds, Duration::from_secs(*seconds), stop)?)
+        Command::Overhead { rounds, slice_ms } => {
+            print(cli.json, &overhead::run(&scratch, *rounds, Duration::from_millis(*slice_ms), stop)?)
         }
         Command::Memory { seconds } => {
             print(cli.json, &memory::run(&scratch, Duration::from_secs(*seconds), stop)?)

@@ -1,18 +1,33 @@
-//! What tracking costs: fio's rate of 4 KiB random writes with and without the tracker, in turns.
+//! What tracking costs: the rate of 4 KiB random writes with and without the tracker, in turns of a second.
 //!
-//! Each pair of runs is one ratio, and which of the two comes first changes from pair to pair, so that what drifts on
-//! the machine (other guests, the cache) falls out. Nothing harvests or reads: that is the barrier's cost.
+//! One fio writes all along as fast as it can, while the tracker is attached and detached. Two slices next to each
+//! other make one ratio, and which of the two comes first changes from pair to pair, so that what drifts on the machine
+//! (other guests, the cache) falls out; between runs of fio it does not. Nothing harvests or reads: that is the
+//! barrier's cost.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{
+    fmt,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use agent::tracker::ebpf::EbpfTracker;
 use engine::{service::shutdown::Shutdown, units::StreamId};
 use homeward::lab;
 use serde::Serialize;
 
-use crate::{disk::Scratch, figures::Spread, fio};
+use crate::{
+    disk::Scratch,
+    figures::Spread,
+    fio::{self, Load},
+};
 
 const OPTIONS: [&str; 3] = ["--ioengine=libaio", "--direct=1", "--iodepth=32"];
+
+const WARM_UP: Duration = Duration::from_secs(3);
+
+/// After the programs were loaded or removed, which takes the CPU for a moment.
+const SETTLE: Duration = Duration::from_millis(200);
 
 /// Name of the tracker's pins, which no agent has.
 const TRACKER: &str = "bench-overhead";
@@ -28,31 +43,33 @@ pub struct Report {
     iops_with: Spread,
 }
 
-/// Runs `rounds` pairs of `time` each.
-pub fn run(scratch: &Scratch, rounds: u32, time: Duration, stop: &Shutdown) -> anyhow::Result<Report> {
+/// Measures `rounds` pairs of `slice` each.
+pub fn run(scratch: &Scratch, rounds: u32, slice: Duration, stop: &Shutdown) -> anyhow::Result<Report> {
     let device = scratch.device()?;
     let disks = [device.path().to_owned()];
     fio::fill(device.path(), scratch.bytes, stop)?;
-    let measure = |tracked: bool| {
+    let load = Load::start(device.path(), scratch.bytes, &OPTIONS)?;
+    lab::let_pass(stop, WARM_UP)?;
+    let measure = |tracked: bool| -> anyhow::Result<f64> {
         let tracker = if tracked { Some(Tracked::start(&disks)?) } else { None };
-        let iops = fio::iops(device.path(), scratch.bytes, time, &OPTIONS, stop);
+        lab::let_pass(stop, SETTLE)?;
+        let (writes, began) = (device.writes()?, Instant::now());
+        lab::let_pass(stop, slice)?;
+        let rate = (device.writes()? - writes) as f64 / began.elapsed().as_secs_f64();
         drop(tracker);
-        iops
+        Ok(rate)
     };
-    // Neither counts: the first run finds everything cold.
-    measure(true)?;
-    measure(false)?;
     let (mut without, mut with) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
-        lab::check(stop)?;
         for tracked in if round % 2 == 0 { [true, false] } else { [false, true] } {
             let of = if tracked { &mut with } else { &mut without };
             of.push(measure(tracked)?);
         }
-        if round % 5 == 0 {
+        if round % 20 == 0 {
             eprintln!("  {round} of {rounds}");
         }
     }
+    load.stop()?;
     let ratio = Spread::of(with.iter().zip(&without).map(|(with, without)| with / without));
     Ok(Report {
         rounds: without.len(),
@@ -86,7 +103,7 @@ impl Drop for Tracked {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Spread { min, q1, median, q3, max, .. } = self.iops_ratio;
-        writeln!(f, "4 KiB random writes, direct, depth 32, {} pairs of runs", self.rounds)?;
+        writeln!(f, "4 KiB random writes, direct, depth 32, {} pairs of slices", self.rounds)?;
         writeln!(f, "  with tracking / without: median {median:.4}")?;
         writeln!(f, "  min {min:.4}, quartiles {q1:.4} and {q3:.4}, max {max:.4}")?;
         writeln!(

@@ -9,7 +9,7 @@ mod report;
 mod sink;
 mod vm;
 
-use std::{fs, path::Path, time::Duration};
+use std::time::{Duration, Instant};
 
 use engine::service::shutdown::Shutdown;
 use homeward::lab;
@@ -78,7 +78,7 @@ fn measure(scratch: &Scratch, plan: &Plan, spec: &Spec, stop: &Shutdown) -> anyh
     vm.copy(stop)?;
     let load = Load::start(&file, bytes, options)?;
     vm.work(WARM_UP, stop)?;
-    let (writes, began) = (writes(device.path())?, std::time::Instant::now());
+    let (writes, began) = (device.writes()?, Instant::now());
     let mut points = Vec::new();
     for number in 1..=plan.points {
         vm.work(plan.every, stop)?;
@@ -87,7 +87,7 @@ fn measure(scratch: &Scratch, plan: &Plan, spec: &Spec, stop: &Shutdown) -> anyh
             eprintln!("  {number} of {}", plan.points);
         }
     }
-    let writes_per_s = (self::writes(device.path())? - writes) as f64 / began.elapsed().as_secs_f64();
+    let writes_per_s = (device.writes()? - writes) as f64 / began.elapsed().as_secs_f64();
     let probed = vm.probed();
     load.stop()?;
 
@@ -101,12 +101,4 @@ fn measure(scratch: &Scratch, plan: &Plan, spec: &Spec, stop: &Shutdown) -> anyh
     );
     lab::check(stop)?;
     Ok(LoadReport::new(name, what, device.is_direct(), writes_per_s, &points, &probed))
-}
-
-/// Writes that the kernel has completed on a disk.
-fn writes(device: &Path) -> anyhow::Result<u64> {
-    let name = device.file_name().unwrap_or_default();
-    let stat = fs::read_to_string(Path::new("/sys/block").join(name).join("stat"))?;
-    let field = stat.split_whitespace().nth(4).and_then(|writes| writes.parse().ok());
-    anyhow::Context::context(field, "the kernel's statistics of the disk make no sense")
 }
