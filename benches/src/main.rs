@@ -74,7 +74,7 @@ enum Command {
     /// What tracking costs a busy disk: a running fio with and without it, in turns.
     Overhead {
         /// Pairs of slices of time, one with it and one without.
-        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
         /// Milliseconds of one slice.
         #[arg(long, default_value_t = 1000)]
