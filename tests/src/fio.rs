@@ -12,7 +12,8 @@ use homeward::lab::{LabError, tool::Tool};
 /// Files that are written, each by a job of its own.
 const JOBS: usize = 2;
 
-const ARGUMENTS: [&str; 5] = ["--size=12m", "--bs=4k", "--direct=1", "--verify=crc32c", "--minimal"];
+const ARGUMENTS: [&str; 6] =
+    ["--size=12m", "--bs=4k", "--direct=1", "--verify=crc32c", "--verify_state_save=0", "--minimal"];
 
 /// A fio that writes at random, until it is dropped.
 pub struct Fio(Child);
