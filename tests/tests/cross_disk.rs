@@ -25,7 +25,7 @@ const BLOCKS: u64 = 4096;
 /// Points between two looks at them.
 const BATCH: u64 = 60;
 
-const POINT: Duration = Duration::from_secs(60);
+const POINT: Duration = Duration::from_secs(300);
 
 #[test]
 fn no_effect_without_its_cause() {

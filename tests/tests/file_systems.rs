@@ -21,7 +21,7 @@ const DISK: u64 = 320 << 20;
 /// Points for each reference copy, made while everybody writes.
 const LIVE: usize = 3;
 
-const POINT: Duration = Duration::from_secs(90);
+const POINT: Duration = Duration::from_secs(300);
 
 #[test]
 fn ext4() {

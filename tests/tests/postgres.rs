@@ -17,7 +17,7 @@ use homeward_tests::{
 const TEST: &str = "postgres";
 const DISK: u64 = 384 << 20;
 const POINTS: u64 = 12;
-const POINT: Duration = Duration::from_secs(90);
+const POINT: Duration = Duration::from_secs(300);
 
 #[test]
 fn every_point_recovers() {
