@@ -253,14 +253,18 @@ static __always_inline struct bucket *bucket_of(__u64 rq)
 	return bpf_map_lookup_elem(&inflight, &key);
 }
 
-/* Finds the entry of a request, or else a free one; BUCKET_ENTRIES if there is neither. */
-static __always_inline __u32 find(const struct bucket *bucket, __u64 rq, __u64 *found)
+/*
+ * Finds the entry of a request, or else a free one; BUCKET_ENTRIES if there is neither. All that was looked at is
+ * added to `seen`.
+ */
+static __always_inline __u32 find(const struct bucket *bucket, __u64 rq, __u64 *found, __u64 *seen)
 {
 	__u32 at = BUCKET_ENTRIES;
 
 	*found = 0;
 	for (__u32 i = 0; i < BUCKET_ENTRIES; i++) {
 		__u64 entry = *(volatile __u64 *)&bucket->entry[i];
+		*seen |= entry;
 		if ((entry & ~1ULL) == rq) {
 			*found = entry;
 			return i;
@@ -275,11 +279,11 @@ static __always_inline __u32 find(const struct bucket *bucket, __u64 rq, __u64 *
 static __always_inline void begin(struct control *c, __u32 cpu, __u64 rq, __u32 g)
 {
 	struct bucket *bucket = bucket_of(rq);
-	__u64 was;
+	__u64 was, seen = 0;
 
 	/* Others may take a free entry first, a few times over. */
 	for (int i = 0; bucket && i < ATTEMPTS; i++) {
-		__u32 at = find(bucket, rq, &was);
+		__u32 at = find(bucket, rq, &was, &seen);
 		if (at == BUCKET_ENTRIES)
 			break;
 		if (was && (was & 1) == g)
@@ -298,22 +302,25 @@ static __always_inline void begin(struct control *c, __u32 cpu, __u64 rq, __u32 
 static __always_inline void end(struct control *c, __u32 cpu, __u64 rq)
 {
 	struct bucket *bucket = bucket_of(rq);
-	__u64 was;
+	__u64 was, seen = 0;
 	__u32 at;
 
 	if (!bucket)
 		return;
-	at = find(bucket, rq, &was);
+	at = find(bucket, rq, &was, &seen);
 	if (was && at < BUCKET_ENTRIES && __sync_val_compare_and_swap(&bucket->entry[at], was, 0) == was)
 		__sync_fetch_and_add(&c->cpu[cpu].inflight[was & 1], -1);
 }
 
-/* Whether all granules of an ordinary write are marked in generation g. Not sure, 0, beyond one word of marks. */
+/*
+ * Whether all granules of an ordinary write are marked in generation g. Not sure, 0, beyond one word of marks. What was
+ * looked at is added to `seen`.
+ */
 static __always_inline int is_marked(struct request *rq, const struct disk *disk, enum event event, __u32 g,
-				     __u32 bytes)
+				     __u32 bytes, __u64 *seen)
 {
 	struct run run;
-	__u64 *bits;
+	__u64 *bits, marked;
 	__u32 word;
 
 	if ((rq->cmd_flags & REQ_OP_MASK) != REQ_OP_WRITE || bytes == 0)
@@ -323,7 +330,11 @@ static __always_inline int is_marked(struct request *rq, const struct disk *disk
 		return 0;
 	word = run.bits + (run.first >> 6);
 	bits = bpf_map_lookup_elem(&marks, &word);
-	return bits && !(~*(volatile __u64 *)bits & mask_of(&run, 0));
+	if (!bits)
+		return 0;
+	marked = *(volatile __u64 *)bits;
+	*seen |= marked;
+	return !(~marked & mask_of(&run, 0));
 }
 
 /*
@@ -333,20 +344,20 @@ static __always_inline int is_marked(struct request *rq, const struct disk *disk
 static __always_inline int nothing_to_do(struct control *c, struct request *rq, const struct disk *disk,
 					 enum event event, __u32 bytes, __u64 address)
 {
-	__u64 flips = *(volatile __u64 *)&c->flips, entry;
+	__u64 flips = *(volatile __u64 *)&c->flips, entry, seen = 0;
 	struct bucket *bucket = bucket_of(address);
 	__u32 g = flips & 1;
 
 	if (!bucket)
 		return 0;
-	find(bucket, address, &entry);
+	find(bucket, address, &entry, &seen);
 	if (event == ISSUED ? !entry || (entry & 1) != g : entry && bytes >= rq->__data_len)
 		return 0;
-	if (!is_marked(rq, disk, event, g, bytes))
+	if (!is_marked(rq, disk, event, g, bytes, &seen))
 		return 0;
 	/* Nothing of it may be looked at after the flips: an address that depends on it keeps CPUs from that. */
-	asm volatile("%0 &= 0" : "+r"(entry));
-	return *(volatile __u64 *)((char *)&c->flips + entry) == flips;
+	asm volatile("%0 &= 0" : "+r"(seen));
+	return *(volatile __u64 *)((char *)&c->flips + seen) == flips;
 }
 
 /* The protected disk that a request is for, or null. */
