@@ -22,7 +22,7 @@ const MAGIC: &[u8; 8] = b"HWSCAN1\n";
 const PREFIX: &str = "scan-";
 const SUFFIX: &str = ".digests";
 
-#[derive(Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Serialize, Deserialize)]
 struct Header {
     stream: StreamId,
     /// Boot id of the machine, in hexadecimal.
