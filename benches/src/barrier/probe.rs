@@ -6,7 +6,7 @@ use std::{
 };
 
 use agent::{
-    capture::{FreezeError, Freezer, Frozen},
+    capture::{FreezeError, Freezer},
     tracker::{DiskMaps, Tracker, TrackerError},
 };
 use engine::{
@@ -42,7 +42,7 @@ impl Probe {
     }
 
     pub fn freezer(&self, freezer: Box<dyn Freezer>) -> Box<dyn Freezer> {
-        Box::new(TimedFreezer { freezer, probe: self.clone() })
+        Box::new(TimedFreezer { freezer, probe: self.clone(), began: Instant::now() })
     }
 }
 
@@ -83,6 +83,7 @@ impl Tracker for TimedTracker {
 struct TimedFreezer {
     freezer: Box<dyn Freezer>,
     probe: Probe,
+    began: Instant,
 }
 
 impl Freezer for TimedFreezer {
@@ -90,36 +91,24 @@ impl Freezer for TimedFreezer {
         self.freezer.sync()
     }
 
-    fn freeze(&mut self) -> Result<Box<dyn Frozen + '_>, FreezeError> {
-        let stopwatch = Stopwatch { began: Instant::now(), probe: self.probe.clone() };
-        let frozen = self.freezer.freeze()?;
-        Ok(Box::new(TimedFrozen { frozen, stopwatch }))
+    fn freeze(&mut self, within: Duration) -> Result<(), FreezeError> {
+        self.began = Instant::now();
+        let outcome = self.freezer.freeze(within);
+        if outcome.is_err() {
+            self.note();
+        }
+        outcome
+    }
+
+    fn thaw(&mut self) -> Result<(), FreezeError> {
+        let outcome = self.freezer.thaw();
+        self.note();
+        outcome
     }
 }
 
-/// Notes its life as a freeze.
-struct Stopwatch {
-    began: Instant,
-    probe: Probe,
-}
-
-impl Drop for Stopwatch {
-    fn drop(&mut self) {
+impl TimedFreezer {
+    fn note(&self) {
         self.probe.lock().freezes.push(self.began.elapsed());
-    }
-}
-
-struct TimedFrozen<'a> {
-    // Thaws before the stopwatch stops, also when both are dropped.
-    frozen: Box<dyn Frozen + 'a>,
-    stopwatch: Stopwatch,
-}
-
-impl Frozen for TimedFrozen<'_> {
-    fn thaw(self: Box<Self>) -> Result<(), FreezeError> {
-        let Self { frozen, stopwatch } = *self;
-        let thawed = frozen.thaw();
-        drop(stopwatch);
-        thawed
     }
 }
