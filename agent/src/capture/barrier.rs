@@ -117,22 +117,6 @@ pub struct Captured {
     pub buffer: Buffer,
 }
 
-/// A round made while the file systems are frozen, which they still are.
-#[derive(Debug)]
-#[must_use = "the file systems stay frozen until it is released"]
-pub struct Held {
-    since: Instant,
-    outcome: Result<Round, CaptureError>,
-}
-
-impl Held {
-    /// Whether the point exists, if the file systems stay frozen until they are released.
-    #[must_use]
-    pub fn is_settled(&self) -> bool {
-        matches!(self.outcome, Ok(Round::Settled(_)))
-    }
-}
-
 /// What one round may take.
 struct Bounds {
     bytes: u64,
@@ -223,48 +207,20 @@ impl Barrier {
             Round::Conflict => (),
             settled_or_too_much => return Ok(settled_or_too_much),
         }
-        let held = self.hold(source, learned, freezer, limits::FREEZE)?;
-        self.release(source, freezer, held)
-    }
-
-    /// Freezes the file systems for at most `within`, and makes a round. They stay frozen until [`Self::release`],
-    /// whatever the round came to.
-    ///
-    /// # Errors
-    /// If freezing is refused; then nothing is frozen.
-    pub fn hold(
-        &mut self,
-        source: &mut Source,
-        learned: &mut Learned,
-        freezer: &mut dyn Freezer,
-        within: Duration,
-    ) -> Result<Held, CaptureError> {
-        let since = source.clock.now();
-        freezer.freeze(within)?;
+        let began = source.clock.now();
+        let guard = freezer.freeze()?;
         // From here to `thaw`: memory and reads of the disks, no log and no file.
-        let left = within.saturating_sub(source.clock.now().duration_since(since)) / 2;
+        let left = limits::FREEZE.saturating_sub(source.clock.now().duration_since(began)) / 2;
         let bounds = Bounds { bytes: learned.bytes_within(left), drain: left };
-        Ok(Held { since, outcome: self.bounded_round(source, learned, &bounds) })
-    }
-
-    /// Thaws what [`Self::hold`] froze, and says what its round came to.
-    ///
-    /// # Errors
-    /// As [`Self::round`], and if the file systems were not frozen all along.
-    pub fn release(
-        &mut self,
-        source: &Source,
-        freezer: &mut dyn Freezer,
-        held: Held,
-    ) -> Result<Round, CaptureError> {
-        let thawed = freezer.thaw();
-        let frozen = source.clock.now().duration_since(held.since);
+        let outcome = self.bounded_round(source, learned, &bounds);
+        let thawed = guard.thaw();
+        let frozen = source.clock.now().duration_since(began);
         self.frozen += frozen;
         if let Err(error) = thawed {
             self.start_over();
             return Err(error.into());
         }
-        Ok(match held.outcome? {
+        Ok(match outcome? {
             Round::Settled(captured) => {
                 Round::Settled(Captured { method: Method::Frozen, frozen, ..captured })
             }

@@ -21,7 +21,7 @@ use engine::io::blockdev::DeviceId;
 use rustix::{fs::syncfs, io::Errno};
 
 use super::{
-    FreezeError, Freezer, fs_ioctl,
+    FreezeError, Freezer, Frozen, fs_ioctl,
     mounts::{FileSystem, MountsError, file_systems_on},
     watchdog::{Watchdog, WatchdogError},
 };
@@ -88,16 +88,16 @@ impl From<Error> for FreezeError {
 #[derive(Debug)]
 pub struct FileSystemFreezer {
     disks: Vec<DeviceId>,
+    within: Duration,
     watchdog: Watchdog,
-    frozen: Option<FrozenFileSystems>,
     last: Option<Duration>,
 }
 
 impl FileSystemFreezer {
-    /// For the file systems on `disks`.
+    /// For the file systems on `disks`, which may be frozen for `within` that time.
     #[must_use]
-    pub fn new(disks: Vec<DeviceId>, watchdog: Watchdog) -> Self {
-        Self { disks, watchdog, frozen: None, last: None }
+    pub fn new(disks: Vec<DeviceId>, within: Duration, watchdog: Watchdog) -> Self {
+        Self { disks, within, watchdog, last: None }
     }
 
     /// How long they were frozen the last time.
@@ -106,30 +106,27 @@ impl FileSystemFreezer {
         self.last
     }
 
-    fn freeze_all(&mut self, within: Duration) -> Result<(), Error> {
+    fn freeze_all(&mut self) -> Result<FrozenFileSystems<'_>, Error> {
         let found = file_systems_on(&self.disks)?;
         if found.is_empty() {
             return Err(Error::NothingMounted);
         }
         let dirs: Vec<_> = found.iter().map(|one| one.dir.as_fd()).collect();
-        self.watchdog.arm(&dirs, within)?;
-        let frozen = FrozenFileSystems { since: Instant::now(), within, file_systems: Vec::new() };
-        let outcome = self.frozen.insert(frozen).add_all(found);
-        if outcome.is_err() {
-            // Nothing frozen is counted on any more, so an early thaw does no harm.
-            let _ = self.thaw_all();
+        self.watchdog.arm(&dirs, self.within)?;
+        let mut frozen =
+            FrozenFileSystems { freezer: self, since: Instant::now(), frozen: Vec::new(), armed: true };
+        let mut unsupported = None;
+        for one in found {
+            // Should anything fail here, dropping `frozen` thaws what it has.
+            unsupported = frozen.add(one)?.or(unsupported);
+            frozen.check_time()?;
         }
-        outcome
-    }
-
-    fn thaw_all(&mut self) -> Result<(), Error> {
-        let Some(mut frozen) = self.frozen.take() else { return Ok(()) };
-        let outcome = frozen.thaw();
-        self.last = Some(frozen.since.elapsed());
-        if self.watchdog.disarm()? {
-            return outcome.and_then(|()| Err(frozen.overrun()));
+        match unsupported {
+            Some(FileSystem { mount_point, kind, .. }) if frozen.frozen.is_empty() => {
+                Err(Error::Unsupported { mount_point, kind })
+            }
+            _ => Ok(frozen),
         }
-        outcome
     }
 }
 
@@ -141,51 +138,25 @@ impl Freezer for FileSystemFreezer {
         Ok(())
     }
 
-    fn freeze(&mut self, within: Duration) -> Result<(), FreezeError> {
-        Ok(self.freeze_all(within)?)
-    }
-
-    fn thaw(&mut self) -> Result<(), FreezeError> {
-        Ok(self.thaw_all()?)
+    fn freeze(&mut self) -> Result<Box<dyn Frozen + '_>, FreezeError> {
+        Ok(Box::new(self.freeze_all()?))
     }
 }
 
-impl Drop for FileSystemFreezer {
-    fn drop(&mut self) {
-        // As after a failed freeze.
-        let _ = self.thaw_all();
-    }
-}
-
-/// File systems frozen now, and watched.
-#[derive(Debug)]
-struct FrozenFileSystems {
+/// File systems frozen now.
+struct FrozenFileSystems<'a> {
+    freezer: &'a mut FileSystemFreezer,
     since: Instant,
-    within: Duration,
-    /// In the order in which they were frozen.
-    file_systems: Vec<FileSystem>,
+    frozen: Vec<FileSystem>,
+    armed: bool,
 }
 
-impl FrozenFileSystems {
-    fn add_all(&mut self, found: Vec<FileSystem>) -> Result<(), Error> {
-        let mut unsupported = None;
-        for one in found {
-            unsupported = self.add(one)?.or(unsupported);
-            self.check_time()?;
-        }
-        match unsupported {
-            Some(FileSystem { mount_point, kind, .. }) if self.file_systems.is_empty() => {
-                Err(Error::Unsupported { mount_point, kind })
-            }
-            _ => Ok(()),
-        }
-    }
-
+impl FrozenFileSystems<'_> {
     /// Gives it back if it knows no freezing.
     fn add(&mut self, one: FileSystem) -> Result<Option<FileSystem>, Error> {
         match fs_ioctl::freeze(&one.dir) {
             Ok(()) => {
-                self.file_systems.push(one);
+                self.frozen.push(one);
                 Ok(None)
             }
             Err(Errno::OPNOTSUPP) => Ok(Some(one)),
@@ -196,24 +167,47 @@ impl FrozenFileSystems {
 
     /// A freeze that waits for the disk cannot be broken off; but it can be found to have come too late.
     fn check_time(&self) -> Result<(), Error> {
-        if self.since.elapsed() <= self.within { Ok(()) } else { Err(self.overrun()) }
+        let (took, within) = (self.since.elapsed(), self.freezer.within);
+        if took <= within { Ok(()) } else { Err(self.overrun()) }
     }
 
     /// Thaws everything, whatever fails; returns the first failure.
-    fn thaw(&mut self) -> Result<(), Error> {
+    fn thaw_all(&mut self) -> Result<(), Error> {
         let mut outcome = Ok(());
-        while let Some(one) = self.file_systems.pop() {
+        while let Some(one) = self.frozen.pop() {
             let thawed = fs_ioctl::thaw(&one.dir).map_err(|source| match source {
                 Errno::INVAL => Error::Thawed { mount_point: one.mount_point.clone() },
                 source => one.failed("thaw", source),
             });
             outcome = outcome.and(thawed);
         }
+        if std::mem::take(&mut self.armed) {
+            self.freezer.last = Some(self.since.elapsed());
+            if self.freezer.watchdog.disarm()? {
+                outcome = outcome.and_then(|()| Err(self.overrun()));
+            }
+        }
         outcome
     }
 
     fn overrun(&self) -> Error {
-        Error::Overrun { took_ms: self.since.elapsed().as_millis(), within_ms: self.within.as_millis() }
+        Error::Overrun {
+            took_ms: self.since.elapsed().as_millis(),
+            within_ms: self.freezer.within.as_millis(),
+        }
+    }
+}
+
+impl Frozen for FrozenFileSystems<'_> {
+    fn thaw(mut self: Box<Self>) -> Result<(), FreezeError> {
+        Ok(self.thaw_all()?)
+    }
+}
+
+impl Drop for FrozenFileSystems<'_> {
+    fn drop(&mut self) {
+        // Nothing frozen is counted on any more, so an early thaw does no harm.
+        let _ = self.thaw_all();
     }
 }
 

@@ -122,18 +122,20 @@ pub trait Freezer: Send {
     /// What refused, and why.
     fn sync(&mut self) -> Result<(), FreezeError>;
 
-    /// Freezes every mounted file system of the protected disks, until [`Self::thaw`], which must come `within` that
-    /// time. Dropping the freezer thaws, too.
+    /// Freezes every mounted file system of the protected disks. Dropping the guard thaws, too.
     ///
     /// # Errors
     /// What refused, and why; then nothing is left frozen.
-    fn freeze(&mut self, within: Duration) -> Result<(), FreezeError>;
+    fn freeze(&mut self) -> Result<Box<dyn Frozen + '_>, FreezeError>;
+}
 
-    /// Thaws what [`Self::freeze`] froze.
+/// File systems that are frozen.
+pub trait Frozen {
+    /// Thaws them.
     ///
     /// # Errors
-    /// If any of it was not frozen all along, as when the watchdog thawed it: what was read then is no point.
-    fn thaw(&mut self) -> Result<(), FreezeError>;
+    /// If any of them was not frozen all along, as when the watchdog thawed it: what was read then is no point.
+    fn thaw(self: Box<Self>) -> Result<(), FreezeError>;
 }
 
 /// Why writers could not be stopped, or not long enough: what, where, and what to do.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use agent::{
-    capture::{FreezeError, Freezer},
+    capture::{FreezeError, Freezer, Frozen},
     tracker::{DiskMaps, Tracker, TrackerError},
 };
 use engine::{
@@ -42,7 +42,7 @@ impl Probe {
     }
 
     pub fn freezer(&self, freezer: Box<dyn Freezer>) -> Box<dyn Freezer> {
-        Box::new(TimedFreezer { freezer, probe: self.clone(), began: Instant::now() })
+        Box::new(TimedFreezer { freezer, probe: self.clone() })
     }
 }
 
@@ -83,7 +83,6 @@ impl Tracker for TimedTracker {
 struct TimedFreezer {
     freezer: Box<dyn Freezer>,
     probe: Probe,
-    began: Instant,
 }
 
 impl Freezer for TimedFreezer {
@@ -91,24 +90,36 @@ impl Freezer for TimedFreezer {
         self.freezer.sync()
     }
 
-    fn freeze(&mut self, within: Duration) -> Result<(), FreezeError> {
-        self.began = Instant::now();
-        let outcome = self.freezer.freeze(within);
-        if outcome.is_err() {
-            self.note();
-        }
-        outcome
-    }
-
-    fn thaw(&mut self) -> Result<(), FreezeError> {
-        let outcome = self.freezer.thaw();
-        self.note();
-        outcome
+    fn freeze(&mut self) -> Result<Box<dyn Frozen + '_>, FreezeError> {
+        let stopwatch = Stopwatch { began: Instant::now(), probe: self.probe.clone() };
+        let frozen = self.freezer.freeze()?;
+        Ok(Box::new(TimedFrozen { frozen, stopwatch }))
     }
 }
 
-impl TimedFreezer {
-    fn note(&self) {
+/// Notes its life as a freeze.
+struct Stopwatch {
+    began: Instant,
+    probe: Probe,
+}
+
+impl Drop for Stopwatch {
+    fn drop(&mut self) {
         self.probe.lock().freezes.push(self.began.elapsed());
+    }
+}
+
+struct TimedFrozen<'a> {
+    // Thaws before the stopwatch stops, also when both are dropped.
+    frozen: Box<dyn Frozen + 'a>,
+    stopwatch: Stopwatch,
+}
+
+impl Frozen for TimedFrozen<'_> {
+    fn thaw(self: Box<Self>) -> Result<(), FreezeError> {
+        let Self { frozen, stopwatch } = *self;
+        let thawed = frozen.thaw();
+        drop(stopwatch);
+        thawed
     }
 }
