@@ -24,9 +24,11 @@ use tokio::{
 
 use crate::{
     home::{Home, Rejected},
+    image::PointImage,
     journal::SealedPoint,
     metrics::Metrics,
     node::{Output, Retention, StreamNode},
+    replica::ReplicaError,
     restore::Select,
     status::StreamStatus,
 };
@@ -69,6 +71,10 @@ enum Event {
         request: RestoreRequest,
         reporter: Reporter,
         done: oneshot::Sender<Result<StreamStatus, String>>,
+    },
+    OpenImage {
+        point: Box<SealedPoint>,
+        done: oneshot::Sender<Result<PointImage, ReplicaError>>,
     },
     Stop,
 }
@@ -216,9 +222,16 @@ impl Server {
         }
         let task = tokio::task::spawn_blocking(move || {
             self.home.prepare(&agent, &stream)?;
-            self.stream(stream.id)
+            self.stream_to_write(stream.id)
         });
         task.await.unwrap_or_else(|e| Err(Rejected { why: Refusal::Unavailable, reason: e.to_string() }))
+    }
+
+    /// The thread of a stream whose disks are about to change. Blocks.
+    fn stream_to_write(self: &Arc<Self>, id: StreamId) -> Result<Stream, Rejected> {
+        let stream = self.stream(id)?;
+        self.home.mark_written(id)?;
+        Ok(stream)
     }
 
     /// The stream's thread, started if it does not run. Blocks.
@@ -233,7 +246,7 @@ impl Server {
                 format!("{} streams are served already, the most this master target takes", limits::STREAMS);
             return Err(Rejected { why: Refusal::Unavailable, reason });
         }
-        let node = StreamNode::new(self.home.open_to_write(id)?, self.retention);
+        let node = StreamNode::new(self.home.open(id)?, self.retention);
         let (events, inbox) = mpsc::channel(QUEUE);
         let status = Arc::new(Mutex::new(StreamStatus::of(&node)));
         let stream = Stream { events, status: Arc::clone(&status) };
@@ -270,11 +283,26 @@ impl Server {
         reporter: Reporter,
     ) -> anyhow::Result<StreamStatus> {
         let server = Arc::clone(&self);
-        let handle = tokio::task::spawn_blocking(move || server.stream(stream)).await??;
+        let handle = tokio::task::spawn_blocking(move || server.stream_to_write(stream)).await??;
         let (done, result) = oneshot::channel();
         let stopped = || anyhow::anyhow!("the stream has stopped; look into the log");
         handle.events.send(Event::Restore { request, reporter, done }).await.map_err(|_| stopped())?;
         result.await.map_err(|_| stopped())?.map_err(anyhow::Error::msg)
+    }
+
+    /// The disks of a stream at a point, to be read while replication goes on.
+    pub async fn open_image(
+        self: Arc<Self>,
+        stream: StreamId,
+        point: &SealedPoint,
+    ) -> anyhow::Result<PointImage> {
+        let server = Arc::clone(&self);
+        let handle = tokio::task::spawn_blocking(move || server.stream(stream)).await??;
+        let (done, result) = oneshot::channel();
+        let stopped = || anyhow::anyhow!("the stream has stopped; look into the log");
+        let event = Event::OpenImage { point: Box::new(point.clone()), done };
+        handle.events.send(event).await.map_err(|_| stopped())?;
+        Ok(result.await.map_err(|_| stopped())??)
     }
 }
 
@@ -355,6 +383,10 @@ impl Actor {
                 // Who asked may have gone.
                 let _ = done.send(result);
             }
+            Event::OpenImage { point, done } => {
+                // Who asked may have gone.
+                let _ = done.send(self.node.replica_mut().open_image(&point));
+            }
         }
         self.flush();
         true
@@ -364,7 +396,7 @@ impl Actor {
         &mut self,
         request: &RestoreRequest,
         reporter: &Reporter,
-    ) -> Result<StreamStatus, crate::replica::ReplicaError> {
+    ) -> Result<StreamStatus, ReplicaError> {
         let replica = self.node.replica_mut();
         match request {
             RestoreRequest::To(select) => {

@@ -142,7 +142,7 @@ impl Home {
     /// Opens a stream that is about to be written.
     pub fn open_to_write(&self, stream: StreamId) -> Result<Replica, Rejected> {
         let replica = self.open(stream)?;
-        self.mark_written(replica.state())?;
+        self.mark_written(stream)?;
         Ok(replica)
     }
 
@@ -293,9 +293,9 @@ impl Home {
         open_device(path, Access::ReadWrite, self.backend).map_err(|e| Rejected::new(Refusal::Unavailable, e))
     }
 
-    /// New content, new content id: before the first write of this opening.
-    fn mark_written(&self, state: &State) -> Result<(), Rejected> {
-        for target in &state.targets {
+    /// New content, new content id: before the first write after an opening.
+    pub fn mark_written(&self, stream: StreamId) -> Result<(), Rejected> {
+        for target in &self.state(stream)?.targets {
             let TargetDisk::Vmdk { datastore, descriptor, .. } = target else { continue };
             let (_, storage) = self.datastore(datastore)?;
             flat::change_content_id(storage.as_ref(), Path::new(descriptor), &mut rand::rng())

@@ -1,6 +1,6 @@
 //! The master target: applies frames to VMware disks and keeps recovery points.
 //!
-//! Layers, lowest first: `datastore` → `vmdk`; `journal` → `replica`, `restore` → `home` → `node` → `status`,
+//! Layers, lowest first: `datastore` → `vmdk`; `journal` → `replica` → `restore`, `image` → `home` → `node` → `status`,
 //! `metrics` → `driver` → `admin`; beside them `config`.
 
 pub mod admin;
@@ -8,6 +8,7 @@ pub mod config;
 pub mod datastore;
 pub mod driver;
 pub mod home;
+pub mod image;
 pub mod journal;
 pub mod metrics;
 pub mod node;

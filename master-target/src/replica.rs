@@ -22,7 +22,8 @@ use engine::{
 use jiff::Timestamp;
 
 use crate::journal::{
-    self, Catalogue, ENTRY_BLOCKS, JournalError, Log, OpenLayer, Record, SealedPoint, State, log_path,
+    self, Catalogue, ENTRY_BLOCKS, Image, JournalError, Log, OpenLayer, Record, SealedPoint, State, Watchers,
+    log_path,
 };
 
 /// A disk at home.
@@ -98,6 +99,8 @@ pub struct Replica {
     pub(crate) dir: PathBuf,
     pub(crate) catalogue: Catalogue,
     pub(crate) targets: Vec<Target>,
+    /// Images that are open, to be told of what is saved.
+    pub(crate) watchers: Watchers,
     open: OpenLayer,
     position: Position,
 }
@@ -107,7 +110,15 @@ impl Replica {
     pub fn open(storage: Arc<dyn Storage>, dir: &Path, targets: Vec<Target>) -> Result<Self, ReplicaError> {
         let catalogue = Catalogue::open(&storage, dir)?;
         let (open, position) = journal::recover(&storage, dir, &catalogue)?;
-        let mut replica = Self { storage, dir: dir.to_owned(), catalogue, targets, open, position };
+        let mut replica = Self {
+            storage,
+            dir: dir.to_owned(),
+            catalogue,
+            targets,
+            watchers: Watchers::default(),
+            open,
+            position,
+        };
         replica.finish_restore()?;
         Ok(replica)
     }
@@ -252,7 +263,7 @@ impl Replica {
             return Ok(());
         }
         let OpenLayer { log: Some(log), saved } = &mut self.open else { return Ok(()) };
-        save_images(log, &self.targets, touched, saved)
+        save_images(log, &self.targets, touched, saved, &self.watchers)
     }
 
     fn write_queued(&self, at: usize, queued: &mut Vec<(Extent, Payload<'_>)>) -> Result<(), ReplicaError> {
@@ -401,12 +412,13 @@ fn source(extent: Extent, payload: Payload<'_>) -> Option<(DiskIndex, Extent)> {
     }
 }
 
-/// Appends images of what `touched` holds and `saved` does not, syncs, and adds it to `saved`.
+/// Appends images of what `touched` holds and `saved` does not, syncs, adds it to `saved` and tells `watchers`.
 pub(crate) fn save_images(
     log: &mut Log,
     targets: &[Target],
     touched: &[ExtentSet],
     saved: &mut [ExtentSet],
+    watchers: &Watchers,
 ) -> Result<(), ReplicaError> {
     let mark = log.mark();
     let mut missing = Vec::new();
@@ -420,7 +432,8 @@ pub(crate) fn save_images(
     if missing.is_empty() {
         return Ok(());
     }
-    let read_and_append = |log: &mut Log| -> Result<(), ReplicaError> {
+    let read_and_append = |log: &mut Log| -> Result<Vec<Image>, ReplicaError> {
+        let mut appended = Vec::with_capacity(missing.len());
         for chunk in chunks(&missing) {
             let target = &targets[chunk[0].0];
             let mut ops = chunk.iter().enumerate().map(|(index, (_, extent))| {
@@ -436,15 +449,19 @@ pub(crate) fn save_images(
             for ((disk, extent), mut image) in chunk.iter().zip(images) {
                 // The end of a disk may lie within a block.
                 image.resize(extent.bytes() as usize, 0);
-                log.push_image(DiskIndex(*disk as u16), *extent, &image);
+                appended.push(log.push_image(DiskIndex(*disk as u16), *extent, &image));
             }
             log.flush()?;
         }
-        Ok(log.sync()?)
+        log.sync()?;
+        Ok(appended)
     };
-    if let Err(error) = read_and_append(log) {
-        log.give_back(mark)?;
-        return Err(error);
+    match read_and_append(log) {
+        Ok(images) => watchers.saved(&images, log.file()),
+        Err(error) => {
+            log.give_back(mark)?;
+            return Err(error);
+        }
     }
     for (at, extent) in missing {
         if saved[at].runs() >= SAVED_RUNS {

@@ -147,7 +147,7 @@ impl Replica {
                 if let Some(log) = log.as_deref_mut() {
                     let mut touched = vec![ExtentSet::new(); self.targets.len()];
                     touched[at] = batch.iter().map(|piece| piece.extent).collect();
-                    save_images(log, &self.targets, &touched, &mut saved)?;
+                    save_images(log, &self.targets, &touched, &mut saved, &self.watchers)?;
                 }
                 let extents =
                     batch.iter().zip(&contents).map(|(piece, bytes)| (piece.extent, Some(&bytes[..])));

@@ -43,7 +43,7 @@ pub trait Storage: Send + Sync {
 }
 
 /// An open file.
-pub trait StorageFile: Send {
+pub trait StorageFile: Send + Sync {
     /// Fills `buf` from `offset`; [`io::ErrorKind::UnexpectedEof`] if the file ends before.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
 

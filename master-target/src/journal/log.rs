@@ -22,10 +22,34 @@ use super::{
     layout::{COMMIT, ENTRY, HEADER, entry_at, kind},
 };
 
-/// An open log.
-pub struct Log {
+/// The file of a log, for whoever reads images from it. It may be removed meanwhile: what is open stays readable.
+pub struct LogFile {
     file: Box<dyn StorageFile>,
     path: PathBuf,
+}
+
+impl LogFile {
+    /// Reads an image's bytes and checks them. The error names the place.
+    pub fn read_image(&self, image: &Image) -> Result<Vec<u8>, JournalError> {
+        let mut bytes = vec![0; image.extent.bytes() as usize];
+        if !image.zeros {
+            self.read(&mut bytes, image.at)?;
+            if crc32fast::hash(&bytes) != image.crc {
+                let what = Malformed::Checksum("before-image");
+                return Err(JournalError::unusable(&self.path, image.at, what));
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn read(&self, buf: &mut [u8], at: u64) -> Result<(), JournalError> {
+        self.file.read_exact_at(buf, at).map_err(JournalError::io("read", &self.path))
+    }
+}
+
+/// An open log.
+pub struct Log {
+    file: Arc<LogFile>,
     len: u64,
     entries: u32,
     buffer: Vec<u8>,
@@ -93,7 +117,8 @@ impl Log {
             let _ = storage.remove(path);
             return Err(failed(error));
         }
-        Ok(Self { file, path: path.to_owned(), len: HEADER as u64, entries: 0, buffer: Vec::new() })
+        let file = Arc::new(LogFile { file, path: path.to_owned() });
+        Ok(Self { file, len: HEADER as u64, entries: 0, buffer: Vec::new() })
     }
 
     /// Opens a log and reads it through. Data of images is not read.
@@ -104,13 +129,14 @@ impl Log {
         layer: u64,
     ) -> Result<(Self, Scan), JournalError> {
         let file = storage.open(path).map_err(JournalError::io("open", path))?;
-        let mut log = Self { file, path: path.to_owned(), len: 0, entries: 0, buffer: Vec::new() };
-        let len = log.file.len().map_err(JournalError::io("measure", path))?;
+        let file = Arc::new(LogFile { file, path: path.to_owned() });
+        let mut log = Self { file, len: 0, entries: 0, buffer: Vec::new() };
+        let len = log.file.file.len().map_err(JournalError::io("measure", path))?;
         if len < HEADER as u64 {
             return Ok((log, Scan { damage: Some(Malformed::Foreign), ..Scan::default() }));
         }
         let mut raw = [0; HEADER];
-        log.read(&mut raw, 0)?;
+        log.file.read(&mut raw, 0)?;
         match LogHeader::decode(&raw) {
             Ok(header) if header == (LogHeader { stream, layer }) => {}
             Ok(_) => {
@@ -162,7 +188,7 @@ impl Log {
             return Ok(Err(torn));
         }
         let mut raw = [0; ENTRY];
-        self.read(&mut raw, at)?;
+        self.file.read(&mut raw, at)?;
         let entry = match Entry::decode(&raw, self.entries) {
             Ok(entry) => entry,
             Err(damage) => return Ok(Err(damage)),
@@ -173,7 +199,7 @@ impl Log {
         let mut position = None;
         if entry.what == What::Commit {
             let mut data = [0; COMMIT];
-            self.read(&mut data, at + ENTRY as u64)?;
+            self.file.read(&mut data, at + ENTRY as u64)?;
             if crc32fast::hash(&data) != entry.data_crc {
                 return Ok(Err(Malformed::Checksum("commit")));
             }
@@ -192,30 +218,34 @@ impl Log {
         if let Some(what) = &scan.damage
             && (matches!(what, Malformed::Version(_)) || self.commit_behind(scan.end)?)
         {
-            return Err(JournalError::unusable(&self.path, scan.end, what.clone()));
+            return Err(JournalError::unusable(&self.file.path, scan.end, what.clone()));
         }
-        let torn =
-            scan.images.iter().skip(scan.images_committed).position(|image| self.read_image(image).is_err());
+        let torn = scan
+            .images
+            .iter()
+            .skip(scan.images_committed)
+            .position(|image| self.file.read_image(image).is_err());
         if let Some(index) = torn.map(|index| index + scan.images_committed) {
             self.len = scan.images[index].entry_at();
             self.entries = scan.entries_committed + (index - scan.images_committed) as u32;
             scan.images.truncate(index);
         }
         self.file
+            .file
             .set_len(self.len)
-            .and_then(|()| self.file.sync())
-            .map_err(JournalError::io("cut", &self.path))
+            .and_then(|()| self.file.file.sync())
+            .map_err(JournalError::io("cut", &self.file.path))
     }
 
     /// Whether a whole commit stands anywhere behind `from`.
     fn commit_behind(&self, from: u64) -> Result<bool, JournalError> {
         const STEP: u64 = 8;
         const CHUNK: usize = 1 << 20;
-        let len = self.file.len().map_err(JournalError::io("measure", &self.path))?;
+        let len = self.file.file.len().map_err(JournalError::io("measure", &self.file.path))?;
         let mut at = from;
         while at + (ENTRY + COMMIT) as u64 <= len {
             let mut chunk = vec![0; CHUNK.min((len - at) as usize)];
-            self.read(&mut chunk, at)?;
+            self.file.read(&mut chunk, at)?;
             let found = chunk.windows(ENTRY + COMMIT).step_by(STEP as usize).any(|window| {
                 let (header, data) = window.split_at(ENTRY);
                 header[entry_at::KIND] == kind::COMMIT
@@ -240,17 +270,20 @@ impl Log {
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.file.path
     }
 
-    /// Queues a before-image of `extent`, at most an entry's worth of whole blocks.
-    pub fn push_image(&mut self, disk: DiskIndex, extent: Extent, bytes: &[u8]) {
+    /// Queues a before-image of `extent`, at most an entry's worth of whole blocks; returns where it will be.
+    pub fn push_image(&mut self, disk: DiskIndex, extent: Extent, bytes: &[u8]) -> Image {
         debug_assert_eq!(bytes.len() as u64, extent.bytes());
-        if is_zero(bytes) {
-            self.push(What::Zeros(disk, extent), &[]);
+        let zeros = is_zero(bytes);
+        let at = self.len + (self.buffer.len() + ENTRY) as u64;
+        let crc = if zeros {
+            self.push(What::Zeros(disk, extent), &[])
         } else {
-            self.push(What::Image(disk, extent), bytes);
-        }
+            self.push(What::Image(disk, extent), bytes)
+        };
+        Image { disk, extent, at, zeros, crc }
     }
 
     /// Queues a commit.
@@ -258,11 +291,14 @@ impl Log {
         self.push(What::Commit, &entry::encode_position(position));
     }
 
-    fn push(&mut self, what: What, data: &[u8]) {
-        let entry = Entry { what, number: self.entries, data_crc: crc32fast::hash(data) };
+    /// Returns the data's CRC-32.
+    fn push(&mut self, what: What, data: &[u8]) -> u32 {
+        let data_crc = crc32fast::hash(data);
+        let entry = Entry { what, number: self.entries, data_crc };
         self.entries += 1;
         self.buffer.extend_from_slice(&entry.encode());
         self.buffer.extend_from_slice(data);
+        data_crc
     }
 
     /// Entries so far, queued ones included: for [`Self::give_back`].
@@ -273,40 +309,29 @@ impl Log {
 
     /// Writes what is queued, without making it durable. Bounds memory during large batches.
     pub fn flush(&mut self) -> Result<(), JournalError> {
-        let written = self.file.write_all_at(&self.buffer, self.len);
+        let written = self.file.file.write_all_at(&self.buffer, self.len);
         self.len += self.buffer.len() as u64;
         self.buffer.clear();
-        written.map_err(JournalError::io("append to", &self.path))
+        written.map_err(JournalError::io("append to", &self.file.path))
     }
 
     /// Makes everything queued durable.
     pub fn sync(&mut self) -> Result<(), JournalError> {
         self.flush()?;
-        self.file.sync().map_err(JournalError::io("sync", &self.path))
+        self.file.file.sync().map_err(JournalError::io("sync", &self.file.path))
     }
 
     /// Forgets what was added since `mark`, after a failure.
     pub fn give_back(&mut self, mark: (u64, u32)) -> Result<(), JournalError> {
         self.buffer.clear();
         (self.len, self.entries) = mark;
-        self.file.set_len(self.len).map_err(JournalError::io("cut", &self.path))
+        self.file.file.set_len(self.len).map_err(JournalError::io("cut", &self.file.path))
     }
 
-    /// Reads an image's bytes and checks them. The error names the place.
-    pub fn read_image(&self, image: &Image) -> Result<Vec<u8>, JournalError> {
-        let mut bytes = vec![0; image.extent.bytes() as usize];
-        if !image.zeros {
-            self.read(&mut bytes, image.at)?;
-            if crc32fast::hash(&bytes) != image.crc {
-                let what = Malformed::Checksum("before-image");
-                return Err(JournalError::unusable(&self.path, image.at, what));
-            }
-        }
-        Ok(bytes)
-    }
-
-    fn read(&self, buf: &mut [u8], at: u64) -> Result<(), JournalError> {
-        self.file.read_exact_at(buf, at).map_err(JournalError::io("read", &self.path))
+    /// The file, for reading images.
+    #[must_use]
+    pub fn file(&self) -> &Arc<LogFile> {
+        &self.file
     }
 }
 

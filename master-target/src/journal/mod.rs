@@ -9,6 +9,7 @@ mod catalogue;
 pub mod entry;
 pub mod layout;
 mod log;
+mod overlay;
 mod recover;
 mod view;
 
@@ -23,7 +24,8 @@ use std::{
 pub(crate) use catalogue::Record;
 pub use catalogue::{Catalogue, Phase, RestoreState, SealedPoint, State, TargetDisk};
 pub(crate) use layout::ENTRY_BLOCKS;
-pub use log::{Image, Log, Scan};
+pub use log::{Image, Log, LogFile, Scan};
+pub(crate) use overlay::{Overlay, Watchers};
 pub(crate) use recover::{OpenLayer, log_path, recover, remove_log};
 pub use view::{Piece, View};
 

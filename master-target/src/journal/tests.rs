@@ -56,7 +56,7 @@ fn an_undo_log_of_version_1_is_still_read_and_written() {
     let images: Vec<_> = scan.images.iter().map(|image| (image.disk.0, image.extent, image.zeros)).collect();
     let (first, zeros, last) = (Extent::new(5, 1), Extent::new(9, 3), Extent::new(6, 1));
     assert_eq!(images, [(0, first, false), (1, zeros, true), (0, last, false)]);
-    assert_eq!(log.read_image(&scan.images[2]).unwrap(), [0xCD; 4096]);
+    assert_eq!(log.file().read_image(&scan.images[2]).unwrap(), [0xCD; 4096]);
 }
 
 #[test]

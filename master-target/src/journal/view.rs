@@ -9,10 +9,10 @@ use engine::{
     extent::Extent,
     extent_set::ExtentSet,
     io::Storage,
-    units::{BLOCK_BYTES, DiskIndex},
+    units::{Block, DiskIndex},
 };
 
-use super::{Image, JournalError, Log, State, recover::read_log};
+use super::{Image, JournalError, State, log::LogFile, overlay::Found, recover::read_log};
 
 /// A run of blocks and where its bytes of that point are.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +25,7 @@ pub struct Piece {
 
 /// Where the changed blocks of each disk were at a point.
 pub struct View {
-    logs: Vec<Log>,
+    logs: Vec<Arc<LogFile>>,
     /// By disk, in order of blocks.
     pieces: Vec<Vec<Piece>>,
 }
@@ -52,7 +52,7 @@ impl View {
                 }
                 claimed.insert_extent(extent);
             }
-            view.logs.push(log);
+            view.logs.push(Arc::clone(log.file()));
         }
         view.pieces.iter_mut().for_each(|pieces| pieces.sort_unstable_by_key(|piece| piece.extent));
         Ok(view)
@@ -77,8 +77,22 @@ impl View {
 
     /// The bytes of a piece at the point, checked.
     pub fn read(&self, piece: &Piece) -> Result<Vec<u8>, JournalError> {
-        let bytes = self.logs[piece.log as usize].read_image(&piece.image)?;
-        let skip = (piece.extent.start.0 - piece.image.extent.start.0) * BLOCK_BYTES;
-        Ok(bytes[skip as usize..][..piece.extent.bytes() as usize].to_vec())
+        self.found(piece, piece.extent).read()
+    }
+
+    /// What of the blocks `start..end` has changed since the point, in order.
+    pub(crate) fn find(&self, disk: DiskIndex, start: Block, end: Block) -> Vec<Found> {
+        let pieces = self.pieces(disk);
+        let first = pieces.partition_point(|piece| piece.extent.end() <= start);
+        let within = pieces[first..].iter().take_while(|piece| piece.extent.start < end);
+        let cut = within.map(|piece| {
+            let (from, to) = (piece.extent.start.max(start), piece.extent.end().min(end));
+            self.found(piece, Extent { start: from, blocks: (to.0 - from.0) as u32 })
+        });
+        cut.collect()
+    }
+
+    fn found(&self, piece: &Piece, extent: Extent) -> Found {
+        Found::new(extent, piece.image, Arc::clone(&self.logs[piece.log as usize]))
     }
 }

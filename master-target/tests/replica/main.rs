@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod open_images;
 mod scenario;
 
 use std::sync::Arc;
