@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use engine::{
-    point::Point,
+    point::{Consistency, Point},
     service::{admin::Failure, exit::Code},
 };
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,9 @@ pub enum Request {
     Point {
         /// Answer only when it is durable.
         wait: bool,
+        /// Applications are held for it: it is to be application-consistent.
+        #[serde(default)]
+        application: bool,
     },
 }
 
@@ -85,8 +88,12 @@ impl Admin {
     pub async fn answer(self: Arc<Self>, request: Request) -> Result<Response, Failure> {
         match request {
             Request::Status => Ok(Response::Status(Box::new(self.status()))),
-            Request::Point { wait } => {
-                let answer = self.driver.request_point().await;
+            Request::Point { wait, application } => {
+                let wanted = match application {
+                    true => Consistency::ApplicationConsistent,
+                    false => Consistency::CrashConsistent,
+                };
+                let answer = self.driver.request_point(wanted).await;
                 if !wait {
                     return Ok(Response::Requested);
                 }

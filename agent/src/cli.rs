@@ -7,9 +7,12 @@ use agent::{
     config::Config,
     node::{PointRecord, PointState},
 };
-use engine::service::{
-    admin::call,
-    quantity::{Period, Rate, Size},
+use engine::{
+    point::{Application, Consistency},
+    service::{
+        admin::call,
+        quantity::{Period, Rate, Size},
+    },
 };
 use serde_json::json;
 
@@ -31,8 +34,14 @@ pub(crate) fn status(config: &Config, json: bool) -> anyhow::Result<()> {
 }
 
 /// `point`.
-pub(crate) fn point(config: &Config, wait: bool, json: bool) -> anyhow::Result<()> {
-    match ask(config, &Request::Point { wait })? {
+pub(crate) fn point(config: &Config, wait: bool, application: bool, json: bool) -> anyhow::Result<()> {
+    match ask(config, &Request::Point { wait, application })? {
+        Response::Durable(point) if application && point.consistency < Consistency::ApplicationConsistent => {
+            let failed = point.application.and_then(|application| application.failed);
+            let why =
+                failed.map_or_else(|| "nobody asked applications to hold".into(), |step| step.to_string());
+            anyhow::bail!("point {} is durable, but {} only: {why}", point.id, point.consistency)
+        }
         Response::Durable(point) if json => println!("{}", json!({ "ok": true, "point": point })),
         Response::Durable(point) => println!("{}", point.id),
         Response::Requested if json => println!("{}", json!({ "ok": true, "requested": true })),
@@ -110,8 +119,13 @@ fn describe_point(PointRecord { point, state, .. }: &PointRecord) -> String {
         us => format!(", frozen {:.1} ms", us as f64 / 1000.0),
     };
     let window = point.window_us as f64 / 1000.0;
+    let application = match &point.application {
+        Some(Application { failed: Some(step), .. }) => format!(" ({step})"),
+        Some(Application { hold_us, .. }) => format!(", held {:.1} ms", *hold_us as f64 / 1000.0),
+        None => String::new(),
+    };
     format!(
-        "point {}  {:.0}  {state}, {} tries, window {window:.1} ms{how}",
-        point.id, point.taken_at, point.barrier_tries
+        "point {}  {:.0}  {state}, {}, {} tries, window {window:.1} ms{how}{application}",
+        point.id, point.taken_at, point.consistency, point.barrier_tries
     )
 }

@@ -38,6 +38,8 @@ pub struct Config {
     /// zstd level, 0 to 19; 0 does not compress.
     #[serde(default = "default_level")]
     pub compression: i32,
+    /// Application-consistent points; without this section there are none.
+    pub application: Option<Application>,
     /// Threads that compress; by default one for each CPU, at most two.
     pub threads: Option<usize>,
     /// The admin socket.
@@ -69,6 +71,37 @@ pub enum TrackerChoice {
     Ebpf,
     /// Scan.
     Scan,
+}
+
+/// `[application]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Application {
+    /// Time from one application-consistent point to the next.
+    #[serde(default = "default_application_interval")]
+    pub interval: Period,
+    /// Run in this order before a point, in reverse after it. Without any, freezing file systems is all there is to do.
+    #[serde(default)]
+    pub hook: Vec<Hook>,
+}
+
+/// `[[application.hook]]`: a program that is run with `--pre` and with `--post`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hook {
+    /// The program.
+    pub path: PathBuf,
+    /// Each run of it may take so long; then it is killed, with its process group.
+    #[serde(default = "default_timeout")]
+    pub timeout: Period,
+}
+
+fn default_application_interval() -> Period {
+    Period(Duration::from_secs(15 * 60))
+}
+
+fn default_timeout() -> Period {
+    Period(Duration::from_secs(30))
 }
 
 fn default_interval() -> Period {
@@ -103,6 +136,26 @@ impl Config {
         }
         if config.point_interval.0 < SHORTEST_INTERVAL {
             return wrong(format!("point_interval must be at least {}", Period(SHORTEST_INTERVAL)));
+        }
+        if let Some(Application { interval, hook }) = &config.application {
+            if interval.0 < SHORTEST_INTERVAL {
+                return wrong(format!("application.interval must be at least {}", Period(SHORTEST_INTERVAL)));
+            }
+            if hook.len() > limits::HOOKS {
+                return wrong(format!(
+                    "there can be at most {} [[application.hook]] sections",
+                    limits::HOOKS
+                ));
+            }
+            if let Some(Hook { path, .. }) = hook.iter().find(|hook| !hook.path.is_absolute()) {
+                return wrong(format!("the hook {} needs its whole path, from /", path.display()));
+            }
+            if hook.iter().any(|hook| hook.timeout.0.is_zero() || hook.timeout.0 > limits::HOOK) {
+                return wrong(format!(
+                    "a hook's timeout must be more than 0 and at most {}",
+                    Period(limits::HOOK)
+                ));
+            }
         }
         if !(0..=19).contains(&config.compression) {
             return wrong("compression must be a zstd level from 0 (none) to 19".into());
@@ -149,6 +202,8 @@ mod tests {
     use super::*;
 
     const EXAMPLE: &str = include_str!("../agent.toml");
+    const SHORT: &str = "vm='v'\nprocess_server='a:1'\nstate='/s'\nadmin='/a'\n[tls]\nca='a'\ncert='b'\nkey='c'\n\
+                         [[disk]]\nname='sda'\ndevice='/dev/sda'\n";
 
     fn load(text: &str) -> Result<Config, String> {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -159,12 +214,14 @@ mod tests {
     #[test]
     fn the_example_is_right_and_shows_the_defaults() {
         let example = load(EXAMPLE).unwrap();
-        let short = "vm='v'\nprocess_server='a:1'\nstate='/s'\nadmin='/a'\n[tls]\nca='a'\ncert='b'\nkey='c'\n\
-                     [[disk]]\nname='sda'\ndevice='/dev/sda'\n";
-        let short = load(short).unwrap();
+        let short = load(SHORT).unwrap();
         assert_eq!(example.point_interval, short.point_interval);
         assert_eq!((example.compression, example.tracker), (short.compression, short.tracker));
         assert_eq!(example.disk.len(), 2);
+        assert_eq!(short.application, None);
+        let least = load(&format!("{SHORT}[application]\n[[application.hook]]\npath='/h'\n")).unwrap();
+        let [shown, least] = [example, least].map(|config| config.application.unwrap());
+        assert_eq!((shown.interval, shown.hook[0].timeout), (least.interval, least.hook[0].timeout));
     }
 
     #[test]
@@ -174,6 +231,9 @@ mod tests {
             ("name = \"sdb\"", "name = \"../sdb\"", "\"../sdb\" is no name"),
             ("point_interval = \"60s\"", "point_interval = \"10ms\"", "at least 1s"),
             ("compression = 1", "compression = 20", "zstd level"),
+            ("interval = \"15min\"", "interval = \"1ms\"", "application.interval must be at least 1s"),
+            ("path = \"/etc/homeward/hooks/postgresql\"", "path = \"hook\"", "whole path"),
+            ("timeout = \"30s\"", "timeout = \"2h\"", "at most 1h"),
             ("vm = \"web-01\"", "vm = \"\"", "is no name"),
         ] {
             assert!(EXAMPLE.contains(from), "{from}");

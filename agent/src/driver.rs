@@ -13,7 +13,7 @@ use std::{
 use bytes::{BufMut, Bytes, BytesMut};
 use engine::{
     net::{ClientTls, NetError, Peer, connect},
-    point::Point,
+    point::{Consistency, Point},
     service::shutdown::Shutdown,
 };
 use tokio::{
@@ -48,7 +48,7 @@ enum Event {
     Connected(u64, mpsc::UnboundedSender<Bytes>),
     Received(u64, Bytes),
     Closed(u64, String),
-    Point(Answer),
+    Point(Consistency, Answer),
     Stop,
 }
 
@@ -88,10 +88,10 @@ impl Driver {
     }
 
     /// Asks for a point. The receiver gets it when it is durable, or why there is none.
-    pub async fn request_point(&self) -> oneshot::Receiver<Result<Point, String>> {
+    pub async fn request_point(&self, wanted: Consistency) -> oneshot::Receiver<Result<Point, String>> {
         let (answer, receiver) = oneshot::channel();
         // If the node is gone, the dropped sender says so.
-        let _ = self.inbox.send(Event::Point(answer)).await;
+        let _ = self.inbox.send(Event::Point(wanted, answer)).await;
         receiver
     }
 
@@ -176,8 +176,8 @@ impl Machine {
         let now = Instant::now();
         match event {
             Event::Stop => return false,
-            Event::Point(answer) => {
-                let request = self.node.handle_point_request();
+            Event::Point(wanted, answer) => {
+                let request = self.node.handle_point_request(wanted);
                 self.waiting.insert(request, answer);
             }
             Event::Connected(number, out) if self.is_current(number) => {

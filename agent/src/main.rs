@@ -30,6 +30,8 @@ Examples:
   homeward-agent serve --config /etc/homeward/agent.toml
   homeward-agent status
   homeward-agent point --wait          (prints the point's id when it can be restored)
+  homeward-agent point --application --wait
+                                       (the same, with hooks; fails if one does, though there may be a point)
   homeward-agent untrack               (after the last `serve`: frees what tracking holds in the kernel)
 
 Tracking goes on while the agent does not run. Exit codes: 0 done, 1 failed, 2 wrong arguments,
@@ -66,6 +68,9 @@ enum Command {
         /// Wait until it is durable at home, and print its id.
         #[arg(long)]
         wait: bool,
+        /// Let applications hold for it, so that it is application-consistent; fails if it is not.
+        #[arg(long)]
+        application: bool,
     },
     /// Stop tracking writes; the next `serve` sends everything. Only while the service does not run.
     Untrack,
@@ -97,7 +102,7 @@ fn main() -> ExitCode {
         match cli.command {
             Command::Serve => runtime()?.block_on(serve(config)),
             Command::Status => cli::status(&config, cli.json),
-            Command::Point { wait } => cli::point(&config, wait, cli.json),
+            Command::Point { wait, application } => cli::point(&config, wait, application, cli.json),
             Command::Untrack => {
                 setup::forget(&config)?;
                 if cli.json {
@@ -130,6 +135,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         agent: credentials.identity().name().to_owned(),
         stream: prepared.stream,
         point_interval: config.point_interval.0,
+        application_interval: config.application.as_ref().map(|application| application.interval.0),
     };
     let kind = prepared.parts.kind;
     tracing::info!(vm = config.vm, stream = %settings.stream.id, tracker = ?kind, "ready");

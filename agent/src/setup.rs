@@ -81,6 +81,7 @@ pub fn prepare(config: &Config) -> anyhow::Result<Prepared> {
         source: Source { tracker, disks, clock: Box::new(SystemClock) },
         kind,
         freezer: if kind == Kind::Ebpf { freezer(config) } else { None },
+        quiescer: None,
         packer: Box::new(Pool::start(config.threads(), config.compression)?),
         backoff: Backoff::from_entropy(),
         new_id: Box::new(PointId::random),

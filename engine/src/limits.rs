@@ -62,6 +62,15 @@ pub const BATCH_BYTES: usize = 8 << 20;
 /// How long file systems may stay frozen for one point.
 pub const FREEZE: Duration = Duration::from_millis(80);
 
+/// How long applications may be held for one point, from when the last of them holds until they are told to go on.
+pub const HOLD: Duration = Duration::from_secs(10);
+
+/// Hooks of one VM.
+pub const HOOKS: usize = 32;
+
+/// What a hook's time limit may be at most.
+pub const HOOK: Duration = Duration::from_secs(3600);
+
 /// How long a peer may take over the TLS and session handshakes.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
 

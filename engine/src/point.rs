@@ -1,4 +1,6 @@
 //! The recovery point: what the agent observed when it made it. A label is never more than that.
+//!
+//! What was wished for and not reached is told beside the label: see [`Application`].
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -24,12 +26,23 @@ impl std::fmt::Display for PointId {
     }
 }
 
-/// What a restored disk is like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What a restored disk is like; the stronger is the greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Consistency {
     /// As after a power cut at that instant.
     CrashConsistent,
+    /// As its applications made it for that instant: every hook did its part in time, and file systems were frozen.
+    ApplicationConsistent,
+}
+
+impl std::fmt::Display for Consistency {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::CrashConsistent => "crash-consistent",
+            Self::ApplicationConsistent => "application-consistent",
+        })
+    }
 }
 
 /// How the instant was held.
@@ -42,6 +55,74 @@ pub enum Method {
     Frozen,
     /// The disk was observed to be quiet while it was compared.
     Quiet,
+}
+
+/// What became of the wish for an application-consistent point.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Application {
+    /// Microseconds that applications may have been held: from the end of the first pre hook to the end of the last
+    /// post hook.
+    pub hold_us: u64,
+    /// Why the point is crash-consistent only; `None` if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<FailedStep>,
+    /// Mount points of file systems that know no freezing: they were written out, their writers not stopped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_frozen: Vec<String>,
+}
+
+/// The first step that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedStep {
+    /// The hook's path, or `freeze`.
+    pub step: String,
+    /// When.
+    pub stage: Stage,
+    /// How.
+    pub outcome: Outcome,
+}
+
+/// A stage of an application-consistent point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// Hooks ask applications to hold.
+    Pre,
+    /// File systems are frozen and what is left is captured.
+    Freeze,
+    /// Hooks let applications go on.
+    Post,
+}
+
+/// How a step failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It ended with this exit status.
+    Exited(i32),
+    /// This signal ended it.
+    Killed(i32),
+    /// It took longer than this many milliseconds, and was killed with its process group.
+    TimedOut(u64),
+    /// It could not be started, or not be done, for this reason.
+    Failed(String),
+}
+
+impl std::fmt::Display for FailedStep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let step = &self.step;
+        match self.stage {
+            Stage::Pre => write!(f, "{step} --pre ")?,
+            Stage::Freeze => write!(f, "{step} ")?,
+            Stage::Post => write!(f, "{step} --post ")?,
+        }
+        match &self.outcome {
+            Outcome::Exited(status) => write!(f, "ended with exit status {status}"),
+            Outcome::Killed(signal) => write!(f, "was ended by signal {signal}"),
+            Outcome::TimedOut(ms) => write!(f, "was ended after its time limit of {ms} ms"),
+            Outcome::Failed(reason) => write!(f, "failed: {reason}"),
+        }
+    }
 }
 
 /// A recovery point, as its seal frame carries it.
@@ -65,6 +146,9 @@ pub struct Point {
     pub residual_bytes: u64,
     /// Microseconds that file systems were frozen; 0 if none was.
     pub frozen_us: u64,
+    /// What became of the wish for an application-consistent point, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub application: Option<Application>,
 }
 
 impl Point {

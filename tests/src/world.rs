@@ -24,7 +24,7 @@ use engine::{
     frame::{Control, DiskInfo, Frame, Kind as FrameKind, Refusal, StreamInfo, layout::HEADER},
     io::{Backend, Storage, read_exact_at, sim::SimStorage},
     net::Backoff,
-    point::PointId,
+    point::{Consistency, PointId},
     session::{Link, Message},
     units::{BLOCK_BYTES, DiskIndex, StreamId},
 };
@@ -181,7 +181,7 @@ impl World {
                     self.suffer(mishap);
                     mishaps += 1;
                 }
-                6 => drop(self.agent.handle_point_request()),
+                6 => drop(self.agent.handle_point_request(Consistency::CrashConsistent)),
                 _ => self.step(false),
             }
         }
@@ -502,7 +502,7 @@ impl World {
         self.vm.set_activity(0);
         // A request may be lost with the position it waited for: ask until one is answered.
         for _ in 0..20 {
-            let request = self.agent.handle_point_request();
+            let request = self.agent.handle_point_request(Consistency::CrashConsistent);
             for _ in 0..20_000 {
                 self.step(true);
                 match self.answers.remove(&request) {
@@ -578,12 +578,17 @@ fn start_agent(vm: &SimVm, plan: &Plan, seed: u64, legal: &Arc<Mutex<HashMap<Poi
         source: vm.source(),
         kind: Kind::Ebpf,
         freezer: Some(Box::new(vm.clone())),
+        quiescer: None,
         packer: Box::new(Inline::new(1)),
         backoff: Backoff::new(seed),
         new_id: Box::new(new_id),
     };
-    let settings =
-        agent_node::Settings { agent: AGENT.into(), stream, point_interval: Duration::from_millis(700) };
+    let settings = agent_node::Settings {
+        agent: AGENT.into(),
+        stream,
+        point_interval: Duration::from_millis(700),
+        application_interval: None,
+    };
     Node::new(settings, parts, vm.now())
 }
 

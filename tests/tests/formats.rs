@@ -12,7 +12,7 @@ use engine::{
     frame::{Control, PROTOCOL, Refusal, layout as frame},
     io::{Storage, sim::SimStorage},
     net::Role,
-    point::Point,
+    point::{Consistency, Point},
 };
 use master_target::journal::{Catalogue, layout as undo};
 use process_server::spool::layout as spool;
@@ -238,9 +238,14 @@ fn every_control_message_has_an_example() {
 
 #[test]
 fn a_seal_and_a_catalogue_read_as_described() {
-    let [json] = &example("json point")[..] else { panic!("one line") };
-    let point: Point = serde_json::from_str(json).unwrap();
-    assert_eq!(&point.to_json(), json);
+    let examples = example("json point");
+    for json in &examples {
+        let point: Point = serde_json::from_str(json).unwrap();
+        assert_eq!(&point.to_json(), json);
+        let failed = point.application.is_some_and(|application| application.failed.is_some());
+        assert!(!failed || point.consistency == Consistency::CrashConsistent);
+    }
+    assert_eq!(examples.len(), 3, "with every form of a field");
 
     let [line] = &example("text catalogue")[..] else { panic!("one line") };
     let storage = SimStorage::new();

@@ -135,6 +135,8 @@ pub struct Barrier {
     passes: u32,
     spent: Duration,
     frozen: Duration,
+    /// Set from before a freeze until after the thaw.
+    frozen_since: Option<Instant>,
 }
 
 impl Barrier {
@@ -149,6 +151,7 @@ impl Barrier {
             passes: 0,
             spent: Duration::ZERO,
             frozen: Duration::ZERO,
+            frozen_since: None,
         }
     }
 
@@ -207,25 +210,84 @@ impl Barrier {
             Round::Conflict => (),
             settled_or_too_much => return Ok(settled_or_too_much),
         }
-        let began = source.clock.now();
-        let guard = freezer.freeze()?;
-        // From here to `thaw`: memory and reads of the disks, no log and no file.
-        let left = limits::FREEZE.saturating_sub(source.clock.now().duration_since(began)) / 2;
+        match self.hold(source, learned, freezer)? {
+            Round::Settled(captured) => self.release(source, freezer, captured).map(Round::Settled),
+            other => Ok(other),
+        }
+    }
+
+    /// An ordinary round that makes no point but keeps what it reads, so that little is left for [`Self::hold`].
+    /// Returns false if there is too much, to be sent as pre-copy first.
+    ///
+    /// # Errors
+    /// As [`Self::round`].
+    pub fn shrink(&mut self, source: &mut Source, learned: &mut Learned) -> Result<bool, CaptureError> {
+        match self.round(source, learned)? {
+            Round::Settled(captured) => {
+                self.pending = Some(vec![ExtentSet::new(); source.disks.len()]);
+                self.buffer = captured.buffer;
+                Ok(true)
+            }
+            Round::Conflict => Ok(true),
+            Round::TooMuch => Ok(false),
+        }
+    }
+
+    /// A round while the file systems are frozen. If it settles they *stay frozen*, and what was captured is a point
+    /// only once [`Self::release`] says so; else they are thawed. Until then: memory and reads of the disks, no log
+    /// and no file.
+    ///
+    /// # Errors
+    /// As [`Self::round`], and if freezing is refused; then nothing is frozen.
+    pub fn hold(
+        &mut self,
+        source: &mut Source,
+        learned: &mut Learned,
+        freezer: &mut dyn Freezer,
+    ) -> Result<Round, CaptureError> {
+        let since = source.clock.now();
+        self.frozen_since = Some(since);
+        let frozen = freezer.freeze();
+        if let Err(error) = frozen {
+            self.note_thawed(source);
+            return Err(error.into());
+        }
+        let left = limits::FREEZE.saturating_sub(source.clock.now().duration_since(since)) / 2;
         let bounds = Bounds { bytes: learned.bytes_within(left), drain: left };
         let outcome = self.bounded_round(source, learned, &bounds);
-        let thawed = guard.thaw();
-        let frozen = source.clock.now().duration_since(began);
-        self.frozen += frozen;
+        if let Ok(Round::Settled(_)) = outcome {
+            return outcome;
+        }
+        // What the round found out stands whether they were frozen all along or not.
+        let _ = freezer.thaw();
+        self.note_thawed(source);
+        outcome
+    }
+
+    /// Thaws, and says whether what [`Self::hold`] captured is a point.
+    ///
+    /// # Errors
+    /// If they were not frozen all along: what was captured is still dirty.
+    pub fn release(
+        &mut self,
+        source: &Source,
+        freezer: &mut dyn Freezer,
+        captured: Captured,
+    ) -> Result<Captured, CaptureError> {
+        let thawed = freezer.thaw();
+        let frozen = self.note_thawed(source);
         if let Err(error) = thawed {
             self.start_over();
             return Err(error.into());
         }
-        Ok(match outcome? {
-            Round::Settled(captured) => {
-                Round::Settled(Captured { method: Method::Frozen, frozen, ..captured })
-            }
-            other => other,
-        })
+        Ok(Captured { method: Method::Frozen, frozen, ..captured })
+    }
+
+    fn note_thawed(&mut self, source: &Source) -> Duration {
+        let since = self.frozen_since.take();
+        let frozen = since.map_or(Duration::ZERO, |since| source.clock.now().duration_since(since));
+        self.frozen += frozen;
+        frozen
     }
 
     fn bounded_round(

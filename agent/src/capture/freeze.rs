@@ -21,7 +21,7 @@ use engine::io::blockdev::DeviceId;
 use rustix::{fs::syncfs, io::Errno};
 
 use super::{
-    FreezeError, Freezer, Frozen, fs_ioctl,
+    FreezeError, Freezer, fs_ioctl,
     mounts::{FileSystem, MountsError, file_systems_on},
     watchdog::{Watchdog, WatchdogError},
 };
@@ -84,20 +84,29 @@ impl From<Error> for FreezeError {
     }
 }
 
-/// Freezes the file systems of some disks.
+/// Freezes the file systems of some disks. Dropping it thaws them.
 #[derive(Debug)]
 pub struct FileSystemFreezer {
     disks: Vec<DeviceId>,
     within: Duration,
     watchdog: Watchdog,
+    /// What is frozen; the watchdog is armed as long as it is `Some`.
+    frozen: Option<Frozen>,
+    not_frozen: Vec<String>,
     last: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Frozen {
+    since: Instant,
+    file_systems: Vec<FileSystem>,
 }
 
 impl FileSystemFreezer {
     /// For the file systems on `disks`, which may be frozen for `within` that time.
     #[must_use]
     pub fn new(disks: Vec<DeviceId>, within: Duration, watchdog: Watchdog) -> Self {
-        Self { disks, within, watchdog, last: None }
+        Self { disks, within, watchdog, frozen: None, not_frozen: Vec::new(), last: None }
     }
 
     /// How long they were frozen the last time.
@@ -106,27 +115,63 @@ impl FileSystemFreezer {
         self.last
     }
 
-    fn freeze_all(&mut self) -> Result<FrozenFileSystems<'_>, Error> {
+    fn freeze_all(&mut self) -> Result<(), Error> {
         let found = file_systems_on(&self.disks)?;
         if found.is_empty() {
             return Err(Error::NothingMounted);
         }
+        // Everything that takes memory comes before the first freeze.
+        let mut file_systems = Vec::with_capacity(found.len());
+        let mut not_frozen = Vec::with_capacity(found.len());
         let dirs: Vec<_> = found.iter().map(|one| one.dir.as_fd()).collect();
         self.watchdog.arm(&dirs, self.within)?;
-        let mut frozen =
-            FrozenFileSystems { freezer: self, since: Instant::now(), frozen: Vec::new(), armed: true };
-        let mut unsupported = None;
-        for one in found {
-            // Should anything fail here, dropping `frozen` thaws what it has.
-            unsupported = frozen.add(one)?.or(unsupported);
-            frozen.check_time()?;
+        let since = Instant::now();
+        let frozen = found.into_iter().try_for_each(|one| {
+            freeze_one(one, &mut file_systems, &mut not_frozen)?;
+            self.check_time(since)
+        });
+        let any = !file_systems.is_empty();
+        self.frozen = Some(Frozen { since, file_systems });
+        let frozen = match not_frozen.last() {
+            Some(FileSystem { mount_point, kind, .. }) if !any => frozen.and_then(|()| {
+                Err(Error::Unsupported { mount_point: mount_point.clone(), kind: kind.clone() })
+            }),
+            _ => frozen,
+        };
+        if let Err(error) = frozen {
+            // Nothing frozen is counted on any more, so an early thaw does no harm.
+            let _ = self.thaw_all();
+            return Err(error);
         }
-        match unsupported {
-            Some(FileSystem { mount_point, kind, .. }) if frozen.frozen.is_empty() => {
-                Err(Error::Unsupported { mount_point, kind })
-            }
-            _ => Ok(frozen),
+        self.not_frozen = not_frozen.iter().map(|one| one.mount_point.display().to_string()).collect();
+        Ok(())
+    }
+
+    /// A freeze that waits for the disk cannot be broken off; but it can be found to have come too late.
+    fn check_time(&self, since: Instant) -> Result<(), Error> {
+        if since.elapsed() <= self.within { Ok(()) } else { Err(self.overrun(since)) }
+    }
+
+    /// Thaws everything, whatever fails; returns the first failure.
+    fn thaw_all(&mut self) -> Result<(), Error> {
+        let Some(Frozen { since, file_systems }) = self.frozen.take() else { return Ok(()) };
+        let mut outcome = Ok(());
+        for one in file_systems.iter().rev() {
+            let thawed = fs_ioctl::thaw(&one.dir).map_err(|source| match source {
+                Errno::INVAL => Error::Thawed { mount_point: one.mount_point.clone() },
+                source => one.failed("thaw", source),
+            });
+            outcome = outcome.and(thawed);
         }
+        self.last = Some(since.elapsed());
+        if self.watchdog.disarm()? {
+            outcome = outcome.and_then(|()| Err(self.overrun(since)));
+        }
+        outcome
+    }
+
+    fn overrun(&self, since: Instant) -> Error {
+        Error::Overrun { took_ms: since.elapsed().as_millis(), within_ms: self.within.as_millis() }
     }
 }
 
@@ -138,77 +183,39 @@ impl Freezer for FileSystemFreezer {
         Ok(())
     }
 
-    fn freeze(&mut self) -> Result<Box<dyn Frozen + '_>, FreezeError> {
-        Ok(Box::new(self.freeze_all()?))
-    }
-}
-
-/// File systems frozen now.
-struct FrozenFileSystems<'a> {
-    freezer: &'a mut FileSystemFreezer,
-    since: Instant,
-    frozen: Vec<FileSystem>,
-    armed: bool,
-}
-
-impl FrozenFileSystems<'_> {
-    /// Gives it back if it knows no freezing.
-    fn add(&mut self, one: FileSystem) -> Result<Option<FileSystem>, Error> {
-        match fs_ioctl::freeze(&one.dir) {
-            Ok(()) => {
-                self.frozen.push(one);
-                Ok(None)
-            }
-            Err(Errno::OPNOTSUPP) => Ok(Some(one)),
-            Err(Errno::BUSY) => Err(Error::AlreadyFrozen { mount_point: one.mount_point }),
-            Err(source) => Err(one.failed("freeze", source)),
-        }
+    fn freeze(&mut self) -> Result<(), FreezeError> {
+        Ok(self.freeze_all()?)
     }
 
-    /// A freeze that waits for the disk cannot be broken off; but it can be found to have come too late.
-    fn check_time(&self) -> Result<(), Error> {
-        let (took, within) = (self.since.elapsed(), self.freezer.within);
-        if took <= within { Ok(()) } else { Err(self.overrun()) }
-    }
-
-    /// Thaws everything, whatever fails; returns the first failure.
-    fn thaw_all(&mut self) -> Result<(), Error> {
-        let mut outcome = Ok(());
-        while let Some(one) = self.frozen.pop() {
-            let thawed = fs_ioctl::thaw(&one.dir).map_err(|source| match source {
-                Errno::INVAL => Error::Thawed { mount_point: one.mount_point.clone() },
-                source => one.failed("thaw", source),
-            });
-            outcome = outcome.and(thawed);
-        }
-        if std::mem::take(&mut self.armed) {
-            self.freezer.last = Some(self.since.elapsed());
-            if self.freezer.watchdog.disarm()? {
-                outcome = outcome.and_then(|()| Err(self.overrun()));
-            }
-        }
-        outcome
-    }
-
-    fn overrun(&self) -> Error {
-        Error::Overrun {
-            took_ms: self.since.elapsed().as_millis(),
-            within_ms: self.freezer.within.as_millis(),
-        }
-    }
-}
-
-impl Frozen for FrozenFileSystems<'_> {
-    fn thaw(mut self: Box<Self>) -> Result<(), FreezeError> {
+    fn thaw(&mut self) -> Result<(), FreezeError> {
         Ok(self.thaw_all()?)
     }
+
+    fn not_frozen(&self) -> &[String] {
+        &self.not_frozen
+    }
 }
 
-impl Drop for FrozenFileSystems<'_> {
+impl Drop for FileSystemFreezer {
     fn drop(&mut self) {
         // Nothing frozen is counted on any more, so an early thaw does no harm.
         let _ = self.thaw_all();
     }
+}
+
+/// Freezes a file system; if it knows no freezing, it goes to `not_frozen`.
+fn freeze_one(
+    one: FileSystem,
+    frozen: &mut Vec<FileSystem>,
+    not_frozen: &mut Vec<FileSystem>,
+) -> Result<(), Error> {
+    match fs_ioctl::freeze(&one.dir) {
+        Ok(()) => frozen.push(one),
+        Err(Errno::OPNOTSUPP) => not_frozen.push(one),
+        Err(Errno::BUSY) => return Err(Error::AlreadyFrozen { mount_point: one.mount_point }),
+        Err(source) => return Err(one.failed("freeze", source)),
+    }
+    Ok(())
 }
 
 impl FileSystem {

@@ -17,6 +17,7 @@ pub mod learned;
 pub mod mounts;
 pub mod pack;
 pub mod precopy;
+pub mod quiesce;
 pub mod watchdog;
 
 #[cfg(test)]
@@ -122,20 +123,23 @@ pub trait Freezer: Send {
     /// What refused, and why.
     fn sync(&mut self) -> Result<(), FreezeError>;
 
-    /// Freezes every mounted file system of the protected disks. Dropping the guard thaws, too.
+    /// Freezes every mounted file system of the protected disks, until [`Self::thaw`]; dropping the freezer thaws,
+    /// too. Between the two the caller writes no file and no log.
     ///
     /// # Errors
     /// What refused, and why; then nothing is left frozen.
-    fn freeze(&mut self) -> Result<Box<dyn Frozen + '_>, FreezeError>;
-}
+    fn freeze(&mut self) -> Result<(), FreezeError>;
 
-/// File systems that are frozen.
-pub trait Frozen {
     /// Thaws them.
     ///
     /// # Errors
     /// If any of them was not frozen all along, as when the watchdog thawed it: what was read then is no point.
-    fn thaw(self: Box<Self>) -> Result<(), FreezeError>;
+    fn thaw(&mut self) -> Result<(), FreezeError>;
+
+    /// Mount points of file systems that know no freezing and were left as they are by the last freeze.
+    fn not_frozen(&self) -> &[String] {
+        &[]
+    }
 }
 
 /// Why writers could not be stopped, or not long enough: what, where, and what to do.

@@ -33,7 +33,7 @@ use engine::{
     extent_set::ExtentSet,
     frame::{Position, StreamInfo},
     net::Backoff,
-    point::{Point, PointId},
+    point::{Consistency, Point, PointId},
     units::{BLOCK_BYTES, DiskIndex, Seq},
 };
 
@@ -45,7 +45,7 @@ use self::{
     work::{Attempt, Work},
 };
 use crate::{
-    capture::{Freezer, Source, learned::Learned, pack::Packer, precopy::Precopy},
+    capture::{Freezer, Source, learned::Learned, pack::Packer, precopy::Precopy, quiesce::Quiescer},
     tracker::Kind,
 };
 
@@ -102,6 +102,8 @@ pub struct Parts {
     pub kind: Kind,
     /// `None` if writers cannot be stopped.
     pub freezer: Option<Box<dyn Freezer>>,
+    /// `None` if no application-consistent points are configured.
+    pub quiescer: Option<Box<dyn Quiescer>>,
     /// Packs contents.
     pub packer: Box<dyn Packer>,
     /// Delays between connections.
@@ -119,6 +121,8 @@ pub struct Settings {
     pub stream: StreamInfo,
     /// Time from one point to the next.
     pub point_interval: Duration,
+    /// Time from one application-consistent point to the next; `None` if they are made on demand only, or not at all.
+    pub application_interval: Option<Duration>,
 }
 
 /// The agent of one VM.
@@ -127,6 +131,7 @@ pub struct Node {
     source: Source,
     kind: Kind,
     freezer: Option<Box<dyn Freezer>>,
+    quiescer: Option<Box<dyn Quiescer>>,
     packer: Box<dyn Packer>,
     new_id: Box<dyn FnMut() -> PointId + Send>,
 
@@ -163,8 +168,8 @@ impl Node {
     /// A node that has just started: it dials on its first [`Self::handle_timeout`].
     #[must_use]
     pub fn new(settings: Settings, parts: Parts, now: Instant) -> Self {
-        let Settings { agent, stream, point_interval } = settings;
-        let Parts { source, kind, freezer, packer, backoff, new_id } = parts;
+        let Settings { agent, stream, point_interval, application_interval } = settings;
+        let Parts { source, kind, freezer, quiescer, packer, backoff, new_id } = parts;
         // Whatever the process before had under way is dirty again; where the target stands shows on connecting.
         let ledger = Ledger::reset(&source, Seq(0));
         let copying = Some(Copying::new(source.dirty_bytes(), now));
@@ -175,6 +180,7 @@ impl Node {
             source,
             kind,
             freezer,
+            quiescer,
             packer,
             new_id,
             ledger,
@@ -185,7 +191,7 @@ impl Node {
             precopy: Precopy::default(),
             learned: Learned::default(),
             attempt: None,
-            points: Points::new(point_interval, now),
+            points: Points::new(point_interval, application_interval, now),
             // A harvest of the scan tracker reads whole disks: only points are worth that.
             harvest_every: (kind == Kind::Ebpf).then_some(every),
             harvest_at: now,
@@ -232,8 +238,14 @@ impl Node {
     }
 
     /// Someone wants a point of what is on the disks from now on. Answered by [`Output::Answer`].
-    pub fn handle_point_request(&mut self) -> RequestId {
-        self.points.ask()
+    pub fn handle_point_request(&mut self, wanted: Consistency) -> RequestId {
+        let request = self.points.ask(wanted);
+        if wanted == Consistency::ApplicationConsistent && self.quiescer.is_none() {
+            self.points.forget(request);
+            let reason = "no application-consistent points are configured: add [application] to agent.toml";
+            self.answers.push_back(Output::Answer(request, Err(reason.into())));
+        }
+        request
     }
 
     /// When [`Self::handle_timeout`] should be called next.

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use engine::{point::Point, units::Seq};
+use engine::{
+    point::{Consistency, Point},
+    units::Seq,
+};
 use serde::{Deserialize, Serialize};
 
 /// Points remembered.
@@ -42,26 +45,42 @@ pub struct PointRecord {
     pub state: PointState,
 }
 
+/// Who asked for a point, and what kind of it.
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    id: RequestId,
+    wanted: Consistency,
+}
+
+/// Points at an interval.
 #[derive(Debug)]
-pub(super) struct Points {
+struct Schedule {
     interval: Duration,
     next_at: Instant,
+}
+
+#[derive(Debug)]
+pub(super) struct Points {
+    /// Of points of any kind.
+    any: Schedule,
+    /// Of application-consistent ones; `None` if they are made on demand only.
+    application: Option<Schedule>,
     last_request: u64,
     /// Not captured yet.
-    asked: Vec<RequestId>,
+    asked: Vec<Request>,
     /// Captured, not sealed yet.
-    captured: Vec<RequestId>,
+    captured: Vec<Request>,
     /// Sealed; by the seal's frame.
-    waiting: Vec<(Seq, RequestId)>,
+    waiting: Vec<(Seq, Request)>,
     records: VecDeque<PointRecord>,
     confirmed: u64,
 }
 
 impl Points {
-    pub(super) fn new(interval: Duration, now: Instant) -> Self {
+    pub(super) fn new(interval: Duration, application: Option<Duration>, now: Instant) -> Self {
         Self {
-            interval,
-            next_at: now,
+            any: Schedule { interval, next_at: now },
+            application: application.map(|interval| Schedule { interval, next_at: now }),
             last_request: 0,
             asked: Vec::new(),
             captured: Vec::new(),
@@ -71,25 +90,40 @@ impl Points {
         }
     }
 
-    pub(super) fn ask(&mut self) -> RequestId {
+    pub(super) fn ask(&mut self, wanted: Consistency) -> RequestId {
         self.last_request += 1;
-        let request = RequestId(self.last_request);
-        self.asked.push(request);
-        request
+        let id = RequestId(self.last_request);
+        self.asked.push(Request { id, wanted });
+        id
     }
 
-    pub(super) fn is_due(&self, now: Instant) -> bool {
-        !self.asked.is_empty() || now >= self.next_at
+    /// Nobody waits for this any more.
+    pub(super) fn forget(&mut self, id: RequestId) {
+        self.asked.retain(|request| request.id != id);
+    }
+
+    /// The kind of point to make now, the strongest that is wished for; `None` if none is due.
+    pub(super) fn due(&self, now: Instant) -> Option<Consistency> {
+        let asked = self.asked.iter().map(|request| request.wanted).max();
+        let application = self.application.as_ref().filter(|schedule| now >= schedule.next_at);
+        let any = (now >= self.any.next_at).then_some(Consistency::CrashConsistent);
+        asked.max(application.map(|_| Consistency::ApplicationConsistent)).max(any)
     }
 
     pub(super) fn next_at(&self) -> Instant {
-        self.next_at
+        self.application.as_ref().map_or(self.any.next_at, |schedule| schedule.next_at.min(self.any.next_at))
     }
 
-    /// A point was captured at `instant`: it answers all who asked until now, and nobody who asks later.
-    pub(super) fn captured(&mut self, instant: Instant) {
-        self.next_at = instant + self.interval;
-        self.captured.append(&mut self.asked);
+    /// A point was captured at `instant`, in the attempt to make one as `wanted`: it answers all who asked for no
+    /// more until now, and nobody who asks later. Whether the attempt reached its kind, the point says.
+    pub(super) fn captured(&mut self, wanted: Consistency, instant: Instant) {
+        self.any.next_at = instant + self.any.interval;
+        if wanted == Consistency::ApplicationConsistent
+            && let Some(schedule) = &mut self.application
+        {
+            schedule.next_at = instant + schedule.interval;
+        }
+        self.captured.extend(self.asked.extract_if(.., |request| request.wanted <= wanted));
     }
 
     /// What was captured last is sealed in frame `seq`.
@@ -101,10 +135,14 @@ impl Points {
         self.records.push_back(PointRecord { point, seq, state: PointState::Sealed });
     }
 
-    /// There is no point; tries again later. Returns those who asked.
+    /// There is no point of any kind; tries again later. Returns those who asked.
     pub(super) fn failed(&mut self, now: Instant) -> Vec<RequestId> {
-        self.next_at = now + self.interval.min(RETRY);
-        std::mem::take(&mut self.asked)
+        self.any.next_at = now + self.any.interval.min(RETRY);
+        // Applications are not held again and again in vain.
+        for schedule in self.application.iter_mut().filter(|schedule| now >= schedule.next_at) {
+            schedule.next_at = now + schedule.interval;
+        }
+        self.asked.drain(..).map(|request| request.id).collect()
     }
 
     /// Frames up to `durable` are durable. Returns who can be answered, with what.
@@ -115,7 +153,7 @@ impl Points {
                 record.state = PointState::Durable;
                 self.confirmed += 1;
                 let of_this = self.waiting.extract_if(.., |(seq, _)| *seq == record.seq);
-                answers.extend(of_this.map(|(_, request)| (request, record.point.clone())));
+                answers.extend(of_this.map(|(_, request)| (request.id, record.point.clone())));
             }
         }
         answers
@@ -126,7 +164,7 @@ impl Points {
         for record in self.records.iter_mut().filter(|record| record.state == PointState::Sealed) {
             record.state = PointState::Unconfirmed;
         }
-        self.next_at = now;
+        self.any.next_at = now;
         self.asked.append(&mut self.captured);
         self.asked.extend(self.waiting.drain(..).map(|(_, request)| request));
     }

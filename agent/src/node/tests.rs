@@ -144,7 +144,7 @@ impl World {
         self.vm.set_activity(2);
         self.vm.quiesced(|| ());
         self.vm.set_activity(0);
-        let request = self.node.handle_point_request();
+        let request = self.node.handle_point_request(Consistency::CrashConsistent);
         for _ in 0..20_000 {
             self.step();
             self.exchange(true);
@@ -176,11 +176,17 @@ fn start(vm: &SimVm, plan: &Plan, seed: u64) -> Node {
         source: vm.source(),
         kind: Kind::Ebpf,
         freezer: Some(Box::new(vm.clone())),
+        quiescer: None,
         packer: Box::new(Inline::new(0)),
         backoff: Backoff::new(seed),
         new_id: Box::new(move || PointId(uuid::Uuid::from_u128(ids.random()))),
     };
-    let settings = Settings { agent: "vm".into(), stream, point_interval: Duration::from_millis(700) };
+    let settings = Settings {
+        agent: "vm".into(),
+        stream,
+        point_interval: Duration::from_millis(700),
+        application_interval: None,
+    };
     Node::new(settings, parts, vm.now())
 }
 
@@ -211,7 +217,7 @@ fn every_point_is_exact_and_the_target_catches_up_whatever_breaks() {
                         world.cut();
                         world.peer.lose_spool();
                     }
-                    5 => drop(world.node.handle_point_request()),
+                    5 => drop(world.node.handle_point_request(Consistency::CrashConsistent)),
                     6..=200 => world.step(),
                     _ => world.exchange(false),
                 }
@@ -301,7 +307,7 @@ fn a_request_is_answered_with_a_point_taken_after_it() {
     let mut world = World::new(plan_of(2), 2);
     world.converge();
     let asked = world.vm.wall();
-    let request = world.node.handle_point_request();
+    let request = world.node.handle_point_request(Consistency::CrashConsistent);
     while !world.answers.contains_key(&request) {
         world.step();
         world.exchange(true);

@@ -48,6 +48,7 @@ pub(super) enum Work {
 pub(super) struct Attempt {
     pub(super) barrier: Barrier,
     freezes: u32,
+    wanted: Consistency,
 }
 
 impl Node {
@@ -94,9 +95,12 @@ impl Node {
         }
         self.lag.sent(self.last_seq(), self.harvested);
         self.lag.durable(self.durable);
-        if self.attempt.is_some() || self.points.is_due(now) {
-            let rules = Rules::of(self.kind);
-            self.attempt.get_or_insert_with(|| Attempt { barrier: Barrier::new(rules), freezes: 0 });
+        if self.attempt.is_none() {
+            let barrier = || Barrier::new(Rules::of(self.kind));
+            self.attempt =
+                self.points.due(now).map(|wanted| Attempt { barrier: barrier(), freezes: 0, wanted });
+        }
+        if self.attempt.is_some() {
             self.work = Work::Rounds;
             return Step::Worked;
         }
@@ -161,7 +165,7 @@ impl Node {
             Some(Ok(Round::TooMuch)) => self.attempt = Some(attempt),
             Some(Ok(Round::Settled(captured))) => {
                 self.harvested = captured.instant;
-                self.points.captured(captured.instant);
+                self.points.captured(attempt.wanted, captured.instant);
                 self.work = Work::Sealing(Box::new(captured));
             }
             Some(Err(error)) => {
@@ -249,6 +253,7 @@ impl Node {
             window_us: captured.window.as_micros() as u64,
             residual_bytes: captured.residual_bytes,
             frozen_us: captured.frozen.as_micros() as u64,
+            application: None,
         };
         let frame = Packed::seal_of(&point).seal(self.stream.id, &sender.last());
         let seq = frame.header().seq;

@@ -36,7 +36,7 @@ pub use self::{
 };
 use self::{tracker::Marks, writers::Writer};
 use crate::{
-    capture::{Clock, FreezeError, Freezer, Frozen, Source},
+    capture::{Clock, FreezeError, Freezer, Source},
     tracker::DiskMaps,
 };
 
@@ -226,22 +226,13 @@ impl Freezer for SimVm {
         Ok(())
     }
 
-    fn freeze(&mut self) -> Result<Box<dyn Frozen + '_>, FreezeError> {
+    fn freeze(&mut self) -> Result<(), FreezeError> {
         self.lock().quiesce();
-        Ok(Box::new(FrozenVm(self)))
-    }
-}
-
-struct FrozenVm<'a>(&'a SimVm);
-
-impl Frozen for FrozenVm<'_> {
-    fn thaw(self: Box<Self>) -> Result<(), FreezeError> {
         Ok(())
     }
-}
 
-impl Drop for FrozenVm<'_> {
-    fn drop(&mut self) {
-        self.0.lock().frozen = false;
+    fn thaw(&mut self) -> Result<(), FreezeError> {
+        self.lock().frozen = false;
+        Ok(())
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use agent::{
-    capture::{FreezeError, Freezer, Frozen},
+    capture::{FreezeError, Freezer},
     tracker::{DiskMaps, Tracker, TrackerError},
 };
 use engine::{
@@ -42,7 +42,7 @@ impl Probe {
     }
 
     pub fn freezer(&self, freezer: Box<dyn Freezer>) -> Box<dyn Freezer> {
-        Box::new(TimedFreezer { freezer, probe: self.clone() })
+        Box::new(TimedFreezer { freezer, probe: self.clone(), since: Instant::now() })
     }
 }
 
@@ -83,6 +83,8 @@ impl Tracker for TimedTracker {
 struct TimedFreezer {
     freezer: Box<dyn Freezer>,
     probe: Probe,
+    /// When the last freeze began.
+    since: Instant,
 }
 
 impl Freezer for TimedFreezer {
@@ -90,36 +92,22 @@ impl Freezer for TimedFreezer {
         self.freezer.sync()
     }
 
-    fn freeze(&mut self) -> Result<Box<dyn Frozen + '_>, FreezeError> {
-        let stopwatch = Stopwatch { began: Instant::now(), probe: self.probe.clone() };
-        let frozen = self.freezer.freeze()?;
-        Ok(Box::new(TimedFrozen { frozen, stopwatch }))
+    fn freeze(&mut self) -> Result<(), FreezeError> {
+        self.since = Instant::now();
+        let frozen = self.freezer.freeze();
+        if frozen.is_err() {
+            self.probe.lock().freezes.push(self.since.elapsed());
+        }
+        frozen
     }
-}
 
-/// Notes its life as a freeze.
-struct Stopwatch {
-    began: Instant,
-    probe: Probe,
-}
-
-impl Drop for Stopwatch {
-    fn drop(&mut self) {
-        self.probe.lock().freezes.push(self.began.elapsed());
-    }
-}
-
-struct TimedFrozen<'a> {
-    // Thaws before the stopwatch stops, also when both are dropped.
-    frozen: Box<dyn Frozen + 'a>,
-    stopwatch: Stopwatch,
-}
-
-impl Frozen for TimedFrozen<'_> {
-    fn thaw(self: Box<Self>) -> Result<(), FreezeError> {
-        let Self { frozen, stopwatch } = *self;
-        let thawed = frozen.thaw();
-        drop(stopwatch);
+    fn thaw(&mut self) -> Result<(), FreezeError> {
+        let thawed = self.freezer.thaw();
+        self.probe.lock().freezes.push(self.since.elapsed());
         thawed
+    }
+
+    fn not_frozen(&self) -> &[String] {
+        self.freezer.not_frozen()
     }
 }

@@ -13,7 +13,7 @@ use agent::{
 use engine::{
     frame::StreamInfo,
     net::TlsFiles,
-    point::Point,
+    point::{Consistency, Point},
     service::{quantity::Period, shutdown::Shutdown},
 };
 use homeward::lab;
@@ -63,6 +63,7 @@ impl Vm {
             agent: vm.clone(),
             stream: StreamInfo { id, vm, disks },
             point_interval: config.point_interval.0,
+            application_interval: None,
         };
         Ok(Self { node: Node::new(settings, parts, Instant::now()), config, sink, probe })
     }
@@ -97,7 +98,7 @@ impl Vm {
     /// Asks for a point, and works until there is an answer.
     pub fn point(&mut self, stop: &Shutdown) -> anyhow::Result<Asked> {
         let began = Instant::now();
-        self.node.handle_point_request();
+        self.node.handle_point_request(Consistency::CrashConsistent);
         while began.elapsed() < POINT_WITHIN {
             lab::check(stop)?;
             if let Some(answer) = self.turn(began + POINT_WITHIN)? {
@@ -165,6 +166,7 @@ fn config(device: &Path, state: &Path) -> Config {
         process_server: String::new(),
         state: state.into(),
         point_interval: Period(Duration::from_secs(3600)),
+        application: None,
         compression: 1,
         threads: None,
         admin: unused(),

@@ -172,6 +172,7 @@ fn a_seal_carries_its_point() {
         window_us: 500,
         residual_bytes: 8192,
         frozen_us: 0,
+        application: None,
     };
     let before = Position { seq: Seq(9), epoch: Epoch(3), chain: Digest::ZERO };
     let frame = Packed::seal_of(&point).seal(STREAM, &before);

@@ -86,6 +86,7 @@ fn sealed(layer: u64) -> Record {
         window_us: 500,
         residual_bytes: 8192,
         frozen_us: 0,
+        application: None,
     };
     let position = Position { epoch: Epoch(layer + 1), ..position(layer * 10) };
     let sealed_at = "2026-11-23T02:00:01.5Z".parse().unwrap();

@@ -122,6 +122,7 @@ impl Source {
             window_us: 1,
             residual_bytes: 0,
             frozen_us: 0,
+            application: None,
         };
         self.points.push((id, self.images.clone()));
         self.place(Packed::seal_of(&point))

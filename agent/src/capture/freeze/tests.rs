@@ -99,7 +99,7 @@ fn writes_wait_while_frozen_and_go_on_after() {
         let mut freezer = freezer(&[&disk], LONG);
         freezer.sync().unwrap();
         let start = Instant::now();
-        let frozen = freezer.freeze().unwrap();
+        freezer.freeze().unwrap();
         assert!(mounted.is_frozen());
         std::thread::scope(|scope| {
             let file = mounted.path().join("file");
@@ -107,13 +107,14 @@ fn writes_wait_while_frozen_and_go_on_after() {
             // A write that waits can only be seen not to come; the disk's contents prove the rest.
             std::thread::sleep(Duration::from_millis(50));
             assert!(!writer.is_finished());
-            frozen.thaw().unwrap();
+            freezer.thaw().unwrap();
             writer.join().unwrap();
         });
         assert!(!mounted.is_frozen());
         let frozen_for = freezer.last_frozen_for().unwrap();
         assert!(frozen_for >= Duration::from_millis(50) && frozen_for <= start.elapsed());
-        drop(freezer.freeze().unwrap());
+        freezer.freeze().unwrap();
+        drop(freezer);
         assert!(!mounted.is_frozen(), "thawed by the drop");
     }
 }
@@ -130,9 +131,9 @@ fn a_file_system_on_a_file_is_frozen_before_the_one_below() {
     for _ in 0..10 {
         // Something to write out: it must go through the file system below, still open.
         File::create(above.path().join("file")).unwrap().write_all(&vec![1; 4 << 20]).unwrap();
-        let frozen = freezer.freeze().unwrap();
+        freezer.freeze().unwrap();
         assert!(above.is_frozen() && below.is_frozen());
-        frozen.thaw().unwrap();
+        freezer.thaw().unwrap();
         assert!(!above.is_frozen() && !below.is_frozen());
     }
 }
@@ -148,10 +149,11 @@ fn a_file_system_that_knows_no_freezing_does_not_keep_others_from_it() {
     let unfreezable = Mounted { dir };
     let mut both = freezer(&[&a, &b], LONG);
     both.sync().unwrap();
-    let frozen = both.freeze().unwrap();
+    both.freeze().unwrap();
     assert!(mounted.is_frozen());
     fs::write(unfreezable.path().join("file"), "x").unwrap();
-    frozen.thaw().unwrap();
+    assert_eq!(both.not_frozen(), [unfreezable.path().to_str().unwrap()]);
+    both.thaw().unwrap();
     assert!(!mounted.is_frozen());
     let mut alone = freezer(&[&b], LONG);
     let error = alone.freeze().err().unwrap().to_string();
@@ -166,9 +168,9 @@ fn a_btrfs_of_several_disks_is_found_from_each() {
     run("btrfs", &["device", "add", b.path().to_str().unwrap(), mounted.path().to_str().unwrap()]);
     for disk in [&a, &b] {
         let mut freezer = freezer(&[disk], LONG);
-        let frozen = freezer.freeze().unwrap();
+        freezer.freeze().unwrap();
         assert!(mounted.is_frozen());
-        frozen.thaw().unwrap();
+        freezer.thaw().unwrap();
     }
 }
 
@@ -179,7 +181,7 @@ fn one_that_is_frozen_already_is_left_so_and_the_others_are_thawed() {
     for (frozen, other) in [(&mounted[0], &mounted[1]), (&mounted[1], &mounted[0])] {
         run("fsfreeze", &["--freeze", frozen.path().to_str().unwrap()]);
         let mut freezer = freezer(&[&a, &b], LONG);
-        let error = freezer.freeze_all().map(drop).unwrap_err();
+        let error = freezer.freeze_all().unwrap_err();
         assert!(
             matches!(&error, Error::AlreadyFrozen { mount_point } if mount_point == frozen.path()),
             "{error}"
@@ -194,9 +196,9 @@ fn a_thaw_by_somebody_else_is_noticed() {
     let Some(disk) = LoopDevice::of_size(32 * MIB) else { return };
     let mounted = Mounted::ext4(&disk);
     let mut freezer = freezer(&[&disk], LONG);
-    let mut frozen = freezer.freeze_all().unwrap();
+    freezer.freeze_all().unwrap();
     run("fsfreeze", &["--unfreeze", mounted.path().to_str().unwrap()]);
-    assert!(matches!(frozen.thaw_all(), Err(Error::Thawed { .. })));
+    assert!(matches!(freezer.thaw_all(), Err(Error::Thawed { .. })));
 }
 
 #[test]
@@ -205,14 +207,13 @@ fn a_freeze_that_takes_too_long_is_broken_off_and_reported() {
     let mounted = Mounted::ext4(&disk);
     let mut slow = freezer(&[&disk], Duration::from_millis(100));
     let start = Instant::now();
-    let mut frozen = slow.freeze_all().unwrap();
+    slow.freeze_all().unwrap();
     wait_for("the watchdog thaws", || !mounted.is_frozen());
     assert!(start.elapsed() >= Duration::from_millis(100));
-    assert!(matches!(frozen.thaw_all(), Err(Error::Thawed { .. })));
-    drop(frozen);
+    assert!(matches!(slow.thaw_all(), Err(Error::Thawed { .. })));
 
     let mut hopeless = freezer(&[&disk], Duration::ZERO);
-    let error = hopeless.freeze_all().map(drop).unwrap_err();
+    let error = hopeless.freeze_all().unwrap_err();
     assert!(matches!(error, Error::Overrun { .. } | Error::Thawed { .. }), "{error}");
     assert!(!mounted.is_frozen());
 }
@@ -234,7 +235,7 @@ fn a_watchdog_that_is_gone_lets_nothing_be_frozen() {
     let mounted = Mounted::ext4(&disk);
     let mut freezer = freezer(&[&disk], LONG);
     freezer.watchdog.kill_for_test();
-    assert!(matches!(freezer.freeze_all().map(drop), Err(Error::Watchdog(_))));
+    assert!(matches!(freezer.freeze_all(), Err(Error::Watchdog(_))));
     assert!(!mounted.is_frozen());
 }
 
@@ -271,11 +272,11 @@ fn agent_process() {
     let watchdog = Watchdog::start(helper("watchdog_process", "watchdog")).unwrap();
     let mut freezer =
         FileSystemFreezer::new(vec![disk], Duration::from_millis(within.parse().unwrap()), watchdog);
-    let mut frozen = freezer.freeze_all().unwrap();
+    freezer.freeze_all().unwrap();
     let signal = Path::new(signal);
     File::create(signal.join("frozen")).unwrap();
     wait_for("the test says so", || signal.join("thaw").exists());
-    let outcome = frozen.thaw_all();
+    let outcome = freezer.thaw_all();
     fs::write(signal.join("outcome"), format!("{outcome:?}")).unwrap();
 }
 

@@ -166,6 +166,7 @@ fn point(epoch: Epoch) -> Point {
         window_us: 1,
         residual_bytes: 0,
         frozen_us: 0,
+        application: None,
     }
 }
 
