@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -24,7 +24,7 @@ use engine::{
     frame::{Control, DiskInfo, Frame, Kind as FrameKind, Refusal, StreamInfo, layout::HEADER},
     io::{Backend, Storage, read_exact_at, sim::SimStorage},
     net::Backoff,
-    point::{Consistency, PointId},
+    point::{Consistency, Point, PointId},
     session::{Link, Message},
     units::{BLOCK_BYTES, DiskIndex, StreamId},
 };
@@ -123,10 +123,10 @@ pub struct World {
     to_relay: ToRelay,
     to_target: ToTarget,
     /// What the disks may look like at each point that was captured.
-    legal: Arc<Mutex<HashMap<PointId, History>>>,
+    legal: HashMap<PointId, History>,
     /// Points that the master target sealed; none may ever be lost.
     sealed: BTreeSet<PointId>,
-    answers: HashMap<agent_node::RequestId, Result<engine::point::Point, String>>,
+    answers: HashMap<agent_node::RequestId, Result<Point, String>>,
     lives: u64,
     connections: u64,
     /// The next frame to the master target is forged.
@@ -145,8 +145,7 @@ impl World {
         };
         let vm = SimVm::new(&plan, seed);
         let (relay_storage, target_storage) = (Arc::new(SimStorage::new()), Arc::new(SimStorage::new()));
-        let legal = Arc::default();
-        let agent = start_agent(&vm, &plan, seed, &legal);
+        let agent = start_agent(&vm, &plan, seed);
         let relay = start_relay(&relay_storage, seed, vm.now());
         Self {
             rng: StdRng::seed_from_u64(seed),
@@ -159,7 +158,7 @@ impl World {
             target_storage,
             to_relay: ToRelay::Down,
             to_target: ToTarget::Down,
-            legal,
+            legal: HashMap::new(),
             sealed: BTreeSet::new(),
             answers: HashMap::new(),
             lives: seed,
@@ -219,7 +218,7 @@ impl World {
                 self.lives += 1;
                 // A new life counts its requests anew.
                 self.answers.clear();
-                self.agent = start_agent(&self.vm, &self.plan, self.lives, &self.legal);
+                self.agent = start_agent(&self.vm, &self.plan, self.lives);
             }
             Mishap::KillRelay => self.restart_relay(SimStorage::clone(&self.relay_storage)),
             Mishap::PowerCutRelay => {
@@ -315,6 +314,15 @@ impl World {
         }
     }
 
+    /// A seal that leaves for the first time is of the last flip.
+    fn note_seal(&mut self, bytes: &Bytes) {
+        let frame = Frame::parse(bytes.clone()).expect("nodes send whole frames");
+        if frame.header().kind == FrameKind::Seal {
+            let point: Point = serde_json::from_slice(&bytes[HEADER..]).expect("the agent seals points");
+            self.legal.entry(point.id).or_insert_with(|| self.vm.at_last_flip());
+        }
+    }
+
     /// Takes what the nodes want sent.
     fn pump(&mut self) {
         let now = self.now();
@@ -324,10 +332,13 @@ impl World {
                     self.to_relay = ToRelay::Greeting(Wire::default(), Greeting::new(AGENT, now));
                     self.agent.handle_connected(now);
                 }
-                agent_node::Output::Send(bytes) => match &mut self.to_relay {
-                    ToRelay::Down => {}
-                    ToRelay::Greeting(wire, _) | ToRelay::Up(wire, _) => wire.up.send(&bytes),
-                },
+                agent_node::Output::Send(bytes) => {
+                    self.note_seal(&bytes);
+                    match &mut self.to_relay {
+                        ToRelay::Down => {}
+                        ToRelay::Greeting(wire, _) | ToRelay::Up(wire, _) => wire.up.send(&bytes),
+                    }
+                }
                 agent_node::Output::Close(_) => {
                     if let ToRelay::Up(_, connection) = std::mem::take(&mut self.to_relay) {
                         self.relay.handle_agent_closed(connection);
@@ -535,13 +546,15 @@ impl World {
                 "point {sealed} was sealed and is lost"
             );
         }
-        let legal = self.legal.lock().unwrap_or_else(PoisonError::into_inner);
         for point in &points {
             replica.restore(point, &mut |_, _| {}).unwrap();
             let image = images(&self.target_storage, &self.plan);
-            if let Err(wrong) = legal[&point.point.id].check(&image) {
+            let legal = &self.legal[&point.point.id];
+            if let Err(wrong) = legal.check(&image) {
                 panic!("point {} of layer {} is not exact: {wrong}", point.point.id, point.layer);
             }
+            let held = point.point.consistency == Consistency::ApplicationConsistent;
+            assert!(!held || legal.is_held(), "applications did not hold for {:?}", point.point);
         }
         points.len()
     }
@@ -559,7 +572,7 @@ fn forged(bytes: Bytes, forge: &mut bool) -> Bytes {
     [&header.encode()[..], &bytes[HEADER..]].concat().into()
 }
 
-fn start_agent(vm: &SimVm, plan: &Plan, seed: u64, legal: &Arc<Mutex<HashMap<PointId, History>>>) -> Node {
+fn start_agent(vm: &SimVm, plan: &Plan, seed: u64) -> Node {
     let disk = |(index, blocks): (usize, &u64)| {
         let bytes = blocks * BLOCK_BYTES;
         DiskInfo { name: format!("sd{index}"), bytes, used_bytes: bytes }
@@ -567,27 +580,20 @@ fn start_agent(vm: &SimVm, plan: &Plan, seed: u64, legal: &Arc<Mutex<HashMap<Poi
     let disks = plan.disks.iter().enumerate().map(disk).collect();
     let stream = StreamInfo { id: STREAM, vm: "vm".into(), disks };
     let mut ids = StdRng::seed_from_u64(seed);
-    let (at, legal) = (vm.clone(), Arc::clone(legal));
-    // A point is named while the last flip is still the instant it is of.
-    let new_id = move || {
-        let id = PointId(uuid::Uuid::from_u128(ids.random()));
-        legal.lock().unwrap_or_else(PoisonError::into_inner).insert(id, at.at_last_flip());
-        id
-    };
     let parts = agent_node::Parts {
         source: vm.source(),
         kind: Kind::Ebpf,
         freezer: Some(Box::new(vm.clone())),
-        quiescer: None,
+        quiescer: Some(Box::new(vm.applications(seed))),
         packer: Box::new(Inline::new(1)),
         backoff: Backoff::new(seed),
-        new_id: Box::new(new_id),
+        new_id: Box::new(move || PointId(uuid::Uuid::from_u128(ids.random()))),
     };
     let settings = agent_node::Settings {
         agent: AGENT.into(),
         stream,
         point_interval: Duration::from_millis(700),
-        application_interval: None,
+        application_interval: Some(Duration::from_millis(2500)),
     };
     Node::new(settings, parts, vm.now())
 }

@@ -13,6 +13,8 @@
 //! ([`ledger`]) when its frame is sealed. So whatever is dropped on the way is still dirty.
 //! No marks are taken while contents are between reading and sealing (rule 3 of docs/barrier.md).
 
+mod applications;
+mod attempt;
 mod ledger;
 mod points;
 mod status;
@@ -38,11 +40,13 @@ use engine::{
 };
 
 use self::{
+    applications::Applications,
+    attempt::Attempt,
     ledger::Ledger,
     points::Points,
     status::{Copying, Lag},
     uplink::{Elsewhere, News, Uplink},
-    work::{Attempt, Work},
+    work::Work,
 };
 use crate::{
     capture::{Freezer, Source, learned::Learned, pack::Packer, precopy::Precopy, quiesce::Quiescer},
@@ -131,7 +135,6 @@ pub struct Node {
     source: Source,
     kind: Kind,
     freezer: Option<Box<dyn Freezer>>,
-    quiescer: Option<Box<dyn Quiescer>>,
     packer: Box<dyn Packer>,
     new_id: Box<dyn FnMut() -> PointId + Send>,
 
@@ -147,6 +150,7 @@ pub struct Node {
     precopy: Precopy,
     learned: Learned,
     attempt: Option<Attempt>,
+    applications: Applications,
     points: Points,
     harvest_every: Option<Duration>,
     harvest_at: Instant,
@@ -180,7 +184,7 @@ impl Node {
             source,
             kind,
             freezer,
-            quiescer,
+            applications: Applications::new(quiescer),
             packer,
             new_id,
             ledger,
@@ -240,7 +244,7 @@ impl Node {
     /// Someone wants a point of what is on the disks from now on. Answered by [`Output::Answer`].
     pub fn handle_point_request(&mut self, wanted: Consistency) -> RequestId {
         let request = self.points.ask(wanted);
-        if wanted == Consistency::ApplicationConsistent && self.quiescer.is_none() {
+        if wanted == Consistency::ApplicationConsistent && !self.applications.can_hold() {
             self.points.forget(request);
             let reason = "no application-consistent points are configured: add [application] to agent.toml";
             self.answers.push_back(Output::Answer(request, Err(reason.into())));
@@ -287,6 +291,8 @@ impl Node {
         if let Some(attempt) = &mut self.attempt {
             attempt.barrier.start_over();
         }
+        // Sending it all again takes longer than anybody should hold.
+        self.applications.give_up("the connection was lost".into());
         self.durable = *durable;
         self.points.reset(now);
         self.lag.reset();

@@ -8,7 +8,7 @@ use std::{collections::HashMap, time::Duration};
 use engine::{
     frame::{DiskInfo, Frame, Kind as FrameKind, Opened, StreamInfo},
     net::Backoff,
-    point::PointId,
+    point::{Method, PointId},
     units::{Seq, StreamId},
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -33,6 +33,9 @@ struct World {
     legal: HashMap<PointId, History>,
     answers: HashMap<RequestId, Result<Point, String>>,
     lives: u64,
+    application_consistent: u32,
+    /// Points that were to be application-consistent and are not.
+    failed: u32,
 }
 
 impl World {
@@ -48,6 +51,8 @@ impl World {
             legal: HashMap::new(),
             answers: HashMap::new(),
             lives: seed << 32,
+            application_consistent: 0,
+            failed: 0,
         }
     }
 
@@ -110,10 +115,8 @@ impl World {
         let spooled = some(&mut self.rng, self.peer.unspooled());
         self.peer.spool(spooled);
         let durable = some(&mut self.rng, self.peer.undurable());
-        if let Some(point) = self.peer.make_durable(durable)
-            && let Err(wrong) = self.legal[&point.id].check(&self.peer.target)
-        {
-            panic!("point of {} is not exact: {wrong}", point.epoch);
+        if let Some(point) = self.peer.make_durable(durable) {
+            self.check(&point);
         }
         self.peer.acknowledge();
         let bytes = some(&mut self.rng, self.peer.to_agent.len());
@@ -122,9 +125,31 @@ impl World {
         self.outputs();
     }
 
+    fn check(&mut self, point: &Point) {
+        let legal = &self.legal[&point.id];
+        if let Err(wrong) = legal.check(&self.peer.target) {
+            panic!("point of {} is not exact: {wrong}", point.epoch);
+        }
+        let failed = point.application.as_ref().map(|application| application.failed.is_some());
+        match point.consistency {
+            Consistency::ApplicationConsistent => {
+                assert_eq!((failed, point.method), (Some(false), Method::Frozen));
+                assert!(legal.is_held(), "applications did not hold at the point's instant");
+                self.application_consistent += 1;
+            }
+            // That there is one that failed and one that did not is not the point's fault: the label is right.
+            Consistency::CrashConsistent => assert_ne!(failed, Some(false), "{point:?}"),
+        }
+        self.failed += u32::from(failed == Some(true));
+    }
+
     fn cut(&mut self) {
         self.peer.disconnect();
         self.node.handle_closed("cut", self.now());
+    }
+
+    fn any_kind(&mut self) -> Consistency {
+        [Consistency::CrashConsistent, Consistency::ApplicationConsistent][self.rng.random_range(0..2)]
     }
 
     fn restart_agent(&mut self) {
@@ -176,7 +201,7 @@ fn start(vm: &SimVm, plan: &Plan, seed: u64) -> Node {
         source: vm.source(),
         kind: Kind::Ebpf,
         freezer: Some(Box::new(vm.clone())),
-        quiescer: None,
+        quiescer: Some(Box::new(vm.applications(seed))),
         packer: Box::new(Inline::new(0)),
         backoff: Backoff::new(seed),
         new_id: Box::new(move || PointId(uuid::Uuid::from_u128(ids.random()))),
@@ -185,7 +210,7 @@ fn start(vm: &SimVm, plan: &Plan, seed: u64) -> Node {
         agent: "vm".into(),
         stream,
         point_interval: Duration::from_millis(700),
-        application_interval: None,
+        application_interval: Some(Duration::from_millis(1500)),
     };
     Node::new(settings, parts, vm.now())
 }
@@ -201,7 +226,7 @@ fn plan_of(seed: u64) -> Plan {
 
 #[test]
 fn every_point_is_exact_and_the_target_catches_up_whatever_breaks() {
-    let (mut points, mut resets) = (0, 0);
+    let (mut points, mut resets, mut application_consistent, mut failed) = (0, 0, 0, 0);
     for seed in 0..250 {
         let outcome = std::panic::catch_unwind(|| {
             let mut world = World::new(plan_of(seed), seed);
@@ -217,24 +242,31 @@ fn every_point_is_exact_and_the_target_catches_up_whatever_breaks() {
                         world.cut();
                         world.peer.lose_spool();
                     }
-                    5 => drop(world.node.handle_point_request(Consistency::CrashConsistent)),
+                    5 => {
+                        let wanted = world.any_kind();
+                        world.node.handle_point_request(wanted);
+                    }
                     6..=200 => world.step(),
                     _ => world.exchange(false),
                 }
             }
             world.accounting();
             world.converge();
-            (world.peer.points, world.peer.resets)
+            (world.peer.points, world.peer.resets, world.application_consistent, world.failed)
         });
-        let (found, reset) = outcome.unwrap_or_else(|panic| {
+        let (found, reset, held, in_vain) = outcome.unwrap_or_else(|panic| {
             eprintln!("seed {seed} failed");
             std::panic::resume_unwind(panic)
         });
         points += found;
         resets += reset;
+        application_consistent += held;
+        failed += in_vain;
     }
     println!("{points} points, {resets} losses of the spool");
+    println!("{application_consistent} application-consistent points, {failed} were to be and are not");
     assert!(points > 500 && resets > 100);
+    assert!(application_consistent > 100 && failed > 50);
 }
 
 #[test]
@@ -314,7 +346,7 @@ fn a_request_is_answered_with_a_point_taken_after_it() {
     }
     let point = world.answers.remove(&request).unwrap().unwrap();
     assert!(point.taken_at >= asked);
-    assert_eq!(point.method, engine::point::Method::Barrier);
+    assert_eq!(point.method, Method::Barrier);
     let status = world.node.status(world.now());
     assert_eq!(status.points.last().unwrap().point, point);
     assert_eq!(status.points.last().unwrap().state, PointState::Durable);

@@ -4,22 +4,17 @@ use std::time::{Duration, Instant};
 
 use engine::{
     frame::Packed,
-    point::{Consistency, Point},
+    point::{Application, Consistency, Method, Point, PointId},
 };
 
-use super::{Node, Output, PIPELINE, Step, Waiting};
-use crate::{
-    capture::{
-        CaptureError,
-        barrier::{Barrier, Captured, Round, Rules},
-        contents::FrameContent,
-        precopy::granule_blocks,
-    },
-    tracker::Kind,
-};
+use super::{Node, PIPELINE, Step, Waiting};
+use crate::capture::{CaptureError, barrier::Captured, contents::FrameContent, precopy::granule_blocks};
 
 /// How long after an error of a disk or the tracker work goes on.
 const PAUSE: Duration = Duration::from_secs(2);
+
+/// Time between two looks how far applications are.
+pub(super) const FOLLOW_EVERY: Duration = Duration::from_millis(2);
 
 /// Least time between two times that sent maps are cleared, which costs a pass over them.
 const FORGET_EVERY: Duration = Duration::from_secs(2);
@@ -30,30 +25,32 @@ const HARVEST_DRAIN: Duration = Duration::from_millis(100);
 /// Blocks of a harvest that are worth noting as often written; more tell nothing.
 const NOTED_BLOCKS: u64 = 16 << 10;
 
-/// Freezes tried for one point.
-const FREEZES: u32 = 4;
-
 /// What [`Node::step`] goes on with.
 pub(super) enum Work {
     /// To be decided.
     Idle,
     /// A pass over everything dirty; over when all of it was read.
     Precopy { over: bool },
-    /// Rounds of the barrier: see [`Node::attempt`].
+    /// Rounds of the barrier: see [`super::attempt`].
     Rounds,
     /// A captured point on its way into frames.
-    Sealing(Box<Captured>),
+    Sealing(Box<Sealing>),
 }
 
-pub(super) struct Attempt {
-    pub(super) barrier: Barrier,
-    freezes: u32,
-    wanted: Consistency,
+/// A captured point.
+pub(super) struct Sealing {
+    pub(super) id: PointId,
+    pub(super) captured: Captured,
+    /// How applications fared, if they were to hold and did so in vain.
+    pub(super) application: Option<Application>,
+    /// They held, and how they fared is known only when all of them have gone on.
+    pub(super) awaits_applications: bool,
 }
 
 impl Node {
     /// Does one bounded piece of work, if there is any and it can be sent.
     pub fn step(&mut self, now: Instant) -> Step {
+        self.applications.follow();
         if now >= self.forget_at {
             self.forget_at = now + FORGET_EVERY;
             self.ledger.forget(&self.source, self.durable);
@@ -78,7 +75,7 @@ impl Node {
             Work::Idle => return self.decide(now),
             Work::Precopy { over } => self.step_precopy(over, now),
             Work::Rounds => self.step_rounds(now),
-            Work::Sealing(captured) => self.step_sealing(captured, now),
+            Work::Sealing(sealing) => return self.step_sealing(sealing, now),
         }
         Step::Worked
     }
@@ -96,13 +93,10 @@ impl Node {
         self.lag.sent(self.last_seq(), self.harvested);
         self.lag.durable(self.durable);
         if self.attempt.is_none() {
-            let barrier = || Barrier::new(Rules::of(self.kind));
-            self.attempt =
-                self.points.due(now).map(|wanted| Attempt { barrier: barrier(), freezes: 0, wanted });
+            self.begin_attempt(now);
         }
         if self.attempt.is_some() {
-            self.work = Work::Rounds;
-            return Step::Worked;
+            return self.pursue(now);
         }
         match self.harvest_every {
             Some(every) if now >= self.harvest_at => {
@@ -118,7 +112,7 @@ impl Node {
     }
 
     /// Moves what was written since the last time into the dirty maps.
-    fn harvest(&mut self, now: Instant) -> Result<(), CaptureError> {
+    pub(super) fn harvest(&mut self, now: Instant) -> Result<(), CaptureError> {
         let disks = self.source.indices();
         // A flip that failed may have left marks to take.
         disks.clone().try_for_each(|disk| self.source.tracker.take(disk, 0).map(drop))?;
@@ -154,67 +148,26 @@ impl Node {
         self.submit(batch.contents);
     }
 
-    fn step_rounds(&mut self, now: Instant) {
-        let Some(mut attempt) = self.attempt.take() else { return };
-        let (tries, frozen) = (attempt.barrier.tries(), attempt.barrier.frozen());
-        let round = self.round(&mut attempt);
-        self.totals.barrier_tries += u64::from(attempt.barrier.tries() - tries);
-        self.totals.frozen_us += (attempt.barrier.frozen() - frozen).as_micros() as u64;
-        match round {
-            Some(Ok(Round::Conflict)) => (self.work, self.attempt) = (Work::Rounds, Some(attempt)),
-            Some(Ok(Round::TooMuch)) => self.attempt = Some(attempt),
-            Some(Ok(Round::Settled(captured))) => {
-                self.harvested = captured.instant;
-                self.points.captured(attempt.wanted, captured.instant);
-                self.work = Work::Sealing(Box::new(captured));
-            }
-            Some(Err(error)) => {
-                if !matches!(error, CaptureError::Freeze(_)) {
-                    self.fail(&error, now);
-                }
-                self.no_point(error.to_string(), now);
-            }
-            None => {
-                let tries = attempt.barrier.tries();
-                self.no_point(format!("{} after {tries} tries", self.why_no_point()), now);
-            }
-        }
-    }
-
-    /// The next round of an attempt; `None` if it has none left.
-    fn round(&mut self, attempt: &mut Attempt) -> Option<Result<Round, CaptureError>> {
-        if attempt.barrier.may_try() {
-            return Some(attempt.barrier.round(&mut self.source, &mut self.learned));
-        }
-        let freezer =
-            self.freezer.as_mut().filter(|_| attempt.barrier.may_freeze() && attempt.freezes < FREEZES)?;
-        attempt.freezes += 1;
-        Some(attempt.barrier.frozen_round(&mut self.source, &mut self.learned, &mut **freezer))
-    }
-
-    fn why_no_point(&self) -> &'static str {
-        match (self.kind, &self.freezer) {
-            (Kind::Scan, _) => {
-                "a disk was written while it was compared: stop its writers for a moment, or use ebpf"
-            }
-            (Kind::Ebpf, None) => {
-                "the disks are written too fast for a point without a freeze, and there is nothing that can be frozen"
-            }
-            (Kind::Ebpf, Some(_)) => "the disks are written too fast, and a short freeze did not help",
-        }
-    }
-
-    fn step_sealing(&mut self, mut captured: Box<Captured>, now: Instant) {
-        if !captured.buffer.is_empty() && self.packing.len() < PIPELINE {
-            let contents = captured.buffer.take_contents(|disk| granule_blocks(&self.source, disk));
+    fn step_sealing(&mut self, mut sealing: Box<Sealing>, now: Instant) -> Step {
+        let mut step = Step::Worked;
+        if !sealing.captured.buffer.is_empty() && self.packing.len() < PIPELINE {
+            let contents = sealing.captured.buffer.take_contents(|disk| granule_blocks(&self.source, disk));
             self.submit(contents);
         } else if !self.seal_next() {
-            self.seal_point(&captured);
-            self.trouble = None;
-            self.harvest_at = now + self.harvest_every.unwrap_or_default();
-            return;
+            if sealing.awaits_applications {
+                sealing.application = self.applications.take_report();
+                sealing.awaits_applications = sealing.application.is_none();
+            }
+            if !sealing.awaits_applications {
+                self.seal_point(*sealing);
+                self.trouble = None;
+                self.harvest_at = now + self.harvest_every.unwrap_or_default();
+                return Step::Worked;
+            }
+            step = Step::Waits(Waiting::Until(now + FOLLOW_EVERY));
         }
-        self.work = Work::Sealing(captured);
+        self.work = Work::Sealing(sealing);
+        step
     }
 
     fn submit(&mut self, contents: Vec<FrameContent>) {
@@ -241,41 +194,46 @@ impl Node {
         true
     }
 
-    fn seal_point(&mut self, captured: &Captured) {
+    fn seal_point(&mut self, sealing: Sealing) {
         let Some(sender) = self.uplink.sender() else { return };
+        let Sealing { id, captured, application, .. } = sealing;
         let point = Point {
-            id: (self.new_id)(),
+            id,
             epoch: sender.last().epoch,
             taken_at: captured.taken_at,
-            consistency: Consistency::CrashConsistent,
+            consistency: consistency(captured.method, application.as_ref()),
             method: captured.method,
             barrier_tries: captured.tries,
             window_us: captured.window.as_micros() as u64,
             residual_bytes: captured.residual_bytes,
             frozen_us: captured.frozen.as_micros() as u64,
-            application: None,
+            application,
         };
         let frame = Packed::seal_of(&point).seal(self.stream.id, &sender.last());
         let seq = frame.header().seq;
         sender.push(frame);
         self.point_failure = None;
-        tracing::info!(id = %point.id, tries = point.barrier_tries, window_us = point.window_us,
+        tracing::info!(id = %point.id, consistency = %point.consistency, tries = point.barrier_tries, window_us = point.window_us,
             residual_bytes = point.residual_bytes, frozen_us = point.frozen_us, "point sealed");
+        if let Some(step) = point.application.as_ref().and_then(|application| application.failed.as_ref()) {
+            tracing::warn!(id = %point.id, "the point is crash-consistent only: {step}");
+        }
         self.points.sealed(point, seq);
     }
 
-    fn fail(&mut self, error: &CaptureError, now: Instant) {
+    pub(super) fn fail(&mut self, error: &CaptureError, now: Instant) {
         tracing::error!(%error, "capture failed; going on soon");
         self.totals.capture_errors += 1;
         self.trouble = Some(error.to_string());
         self.paused_until = Some(now + PAUSE);
     }
+}
 
-    fn no_point(&mut self, reason: String, now: Instant) {
-        tracing::warn!(reason, "no point was made; trying again later");
-        self.totals.point_failures += 1;
-        let answers = self.points.failed(now);
-        self.answers.extend(answers.into_iter().map(|request| Output::Answer(request, Err(reason.clone()))));
-        self.point_failure = Some(reason);
+/// What a restored disk is like: what was observed, and no more.
+fn consistency(method: Method, application: Option<&Application>) -> Consistency {
+    let held = application.is_some_and(|application| application.failed.is_none());
+    match method {
+        Method::Frozen | Method::Quiet if held => Consistency::ApplicationConsistent,
+        Method::Frozen | Method::Quiet | Method::Barrier => Consistency::CrashConsistent,
     }
 }

@@ -31,6 +31,8 @@ type Written = (usize, u64, u64);
 pub struct History {
     now: Vec<Vec<Versions>>,
     at_flip: Vec<Vec<Versions>>,
+    /// Whether applications held then.
+    held: bool,
     /// By disk and block, for each version from 1 on, the write that was acknowledged before it was issued.
     causes: Vec<Vec<Vec<Option<Written>>>>,
 }
@@ -46,7 +48,7 @@ impl History {
         let versions: Vec<Vec<Versions>> =
             disks.iter().map(|blocks| vec![Versions::default(); *blocks as usize]).collect();
         let causes = disks.iter().map(|blocks| vec![Vec::new(); *blocks as usize]).collect();
-        Self { at_flip: versions.clone(), now: versions, causes }
+        Self { at_flip: versions.clone(), now: versions, held: false, causes }
     }
 
     /// A new version of a block is on its way.
@@ -63,8 +65,15 @@ impl History {
     }
 
     /// This is the instant of a flip.
-    pub(super) fn flip(&mut self) {
+    pub(super) fn flip(&mut self, held: bool) {
+        self.held = held;
         self.at_flip.clone_from(&self.now);
+    }
+
+    /// Whether applications held at the flip.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.held
     }
 
     /// Whether `image` may be the disks at the flip, as a power cut there might have left them: every write

@@ -11,6 +11,7 @@
 //!
 //! It is part of the library and not behind `cfg(test)`, so that the tests of other crates can use it.
 
+mod applications;
 mod device;
 mod image;
 mod tracker;
@@ -30,6 +31,7 @@ use jiff::Timestamp;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 pub use self::{
+    applications::SimApplications,
     device::SimDisk,
     image::{History, version_at},
     tracker::SimTracker,
@@ -71,6 +73,8 @@ struct World {
     marks: Marks,
     history: History,
     frozen: bool,
+    /// Writers hold, as applications do.
+    held: bool,
     now: Duration,
 }
 
@@ -89,6 +93,7 @@ impl SimVm {
             marks: Marks::new(plan.disks.len()),
             history: History::new(&plan.disks),
             frozen: false,
+            held: false,
             now: Duration::ZERO,
         };
         Self { world: Arc::new(Mutex::new(world)), maps: Arc::new(maps), epoch: Instant::now() }
@@ -104,6 +109,12 @@ impl SimVm {
             disks: (0..self.maps.len() as u16).map(|index| disk(DiskIndex(index))).collect(),
             clock: Box::new(self.clone()),
         }
+    }
+
+    /// Those who hold the writers; an agent that is started again calls this again.
+    #[must_use]
+    pub fn applications(&self, seed: u64) -> SimApplications {
+        SimApplications::new(self.clone(), seed)
     }
 
     /// How busy the writers are from now on.
@@ -141,6 +152,7 @@ impl SimVm {
 
     /// Writes every block once, marking none: for disks that are dirty anyway.
     pub fn fill(&self) {
+        self.quiesced(|| ());
         let World { disks, history, .. } = &mut *self.lock();
         for (index, disk) in disks.iter_mut().enumerate() {
             for (block, bytes) in (0..).zip(disk.chunks_mut(BLOCK)) {
@@ -197,6 +209,11 @@ impl World {
 
     fn quiesce(&mut self) {
         self.frozen = true;
+        self.finish();
+    }
+
+    /// Every write under way ends.
+    fn finish(&mut self) {
         while self.writers.iter().any(Writer::is_busy) {
             self.step();
         }

@@ -125,7 +125,8 @@ impl Tracker for SimTracker {
         let mut world = self.0.lock();
         world.work();
         world.marks.flip();
-        world.history.flip();
+        let held = world.held;
+        world.history.flip(held);
         let ended = world.marks.active - 1;
         while world.marks.inside.contains_key(&ended) {
             world.step();

@@ -53,7 +53,7 @@ pub(super) enum Event {
 /// One step of one writer.
 pub(super) fn step(world: &mut World, index: usize) {
     let Some(mut write) = world.writers[index].write.take() else {
-        if !world.frozen {
+        if !world.frozen && !world.held {
             world.writers[index].write = begin(world, index);
         }
         return;
