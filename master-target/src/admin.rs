@@ -12,6 +12,7 @@ use engine::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    drill::{DrillStatus, Drills, Place, Plan},
     driver::{RestoreRequest, Server},
     journal::SealedPoint,
     status::StreamStatus,
@@ -40,6 +41,28 @@ pub enum Request {
         /// Its name.
         vm: String,
     },
+    /// Serve a VM's disks as they were at a point.
+    Drill {
+        /// Its name.
+        vm: String,
+        /// `latest`, an id or a time.
+        point: String,
+        /// Only these of its disks; none means all.
+        #[serde(default)]
+        disks: Vec<String>,
+        /// Where.
+        place: Place,
+        /// Whether clients may write.
+        #[serde(default)]
+        writable: bool,
+    },
+    /// The drills that run.
+    Drills,
+    /// End a drill.
+    StopDrill {
+        /// Its number.
+        id: u64,
+    },
 }
 
 /// Its answer.
@@ -52,10 +75,19 @@ pub enum Response {
     Points(Vec<SealedPoint>),
     /// To [`Request::Restore`] and [`Request::Undo`].
     Restored(Box<StreamStatus>),
+    /// To [`Request::Drill`] and [`Request::StopDrill`].
+    Drill(Box<DrillStatus>),
+    /// To [`Request::Drills`].
+    Drills(Vec<DrillStatus>),
 }
 
 /// Answers a request.
-pub async fn answer(server: Arc<Server>, request: Request, reporter: Reporter) -> Result<Response, Failure> {
+pub async fn answer(
+    server: Arc<Server>,
+    drills: Arc<Drills>,
+    request: Request,
+    reporter: Reporter,
+) -> Result<Response, Failure> {
     let find = async |vm: String| {
         let server = Arc::clone(&server);
         tokio::task::spawn_blocking(move || stream_of(&server.statuses()?, &vm))
@@ -86,8 +118,27 @@ pub async fn answer(server: Arc<Server>, request: Request, reporter: Reporter) -
                 server.restore(stream, RestoreRequest::Undo, reporter).await.with_code(Code::Refused)?;
             Response::Restored(Box::new(status))
         }
+        Request::Drill { vm, point, disks, place, writable } => {
+            let select = point.parse().map_err(anyhow::Error::msg).with_code(Code::Usage)?;
+            let stream = find(vm.clone()).await?;
+            let point = server.find_point(stream, &select).with_code(Code::Refused)?;
+            let image = server.open_image(stream, &point).await.with_code(Code::Refused)?;
+            let plan = Plan { vm, disks, place, writable };
+            let start = move || drills.start(image, &point.point, &plan);
+            let status = blocking(start).await?.with_code(Code::Refused)?;
+            Response::Drill(Box::new(status))
+        }
+        Request::Drills => Response::Drills(drills.list()),
+        Request::StopDrill { id } => {
+            let status = blocking(move || drills.stop(id)).await?.with_code(Code::Refused)?;
+            Response::Drill(Box::new(status))
+        }
     };
     Ok(response)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
+    Ok(tokio::task::spawn_blocking(work).await?)
 }
 
 /// The stream that replicates `vm`; of several, the one with the newest point.

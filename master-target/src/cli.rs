@@ -1,5 +1,7 @@
 //! Output of the reporting commands, and restore without a running service.
 
+pub(crate) mod drill;
+
 use engine::{
     service::{
         admin::{self, AdminError},

@@ -4,13 +4,14 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use engine::{
     io::{Backend, DirLock, FolderStorage, Storage},
-    net::TlsFiles,
+    net::{Credentials, Role, TlsFileError, TlsFiles},
     service::{config::ConfigError, quantity::Size},
 };
 use serde::Deserialize;
 
 use crate::{
     datastore::Datastore,
+    drill::Drills,
     home::{DeviceTarget, Home, Placement},
     node::Retention,
 };
@@ -40,6 +41,25 @@ pub struct Config {
     /// What is kept.
     #[serde(default)]
     pub retention: RetentionConfig,
+    /// What drills may use.
+    #[serde(default)]
+    pub drill: DrillConfig,
+}
+
+/// `[drill]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DrillConfig {
+    /// Folder of what drills write.
+    pub folder: PathBuf,
+    /// Bytes that each may write.
+    pub bytes: Size,
+}
+
+impl Default for DrillConfig {
+    fn default() -> Self {
+        Self { folder: "/var/tmp/homeward-drills".into(), bytes: Size(16 << 30) }
+    }
 }
 
 /// `[retention]`.
@@ -86,6 +106,12 @@ impl Config {
             return wrong("retention.points must be at least 1".into());
         }
         Ok(config)
+    }
+
+    /// No drills yet. `credentials` are for clients from other machines.
+    pub fn drills(&self, credentials: &Credentials) -> Result<Drills, TlsFileError> {
+        let tls = credentials.server(&[Role::Operator])?;
+        Ok(Drills::new(self.drill.folder.clone(), self.drill.bytes.0, Some(tls)))
     }
 
     /// Opens journals and datastores. The lock keeps every other process away from the journals.

@@ -290,6 +290,11 @@ impl Server {
         result.await.map_err(|_| stopped())?.map_err(anyhow::Error::msg)
     }
 
+    /// The point of a stream that is meant. Blocks.
+    pub fn find_point(&self, stream: StreamId, select: &Select) -> anyhow::Result<SealedPoint> {
+        Ok(select.among(&self.home.state(stream)?)?)
+    }
+
     /// The disks of a stream at a point, to be read while replication goes on.
     pub async fn open_image(
         self: Arc<Self>,

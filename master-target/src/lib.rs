@@ -1,11 +1,12 @@
 //! The master target: applies frames to VMware disks and keeps recovery points.
 //!
 //! Layers, lowest first: `datastore` → `vmdk`; `journal` → `replica` → `restore`, `image` → `home` → `node` → `status`,
-//! `metrics` → `driver` → `admin`; beside them `config`.
+//! `metrics` → `driver`; `image` → `drill` → `config` → `admin`.
 
 pub mod admin;
 pub mod config;
 pub mod datastore;
+pub mod drill;
 pub mod driver;
 pub mod home;
 pub mod image;

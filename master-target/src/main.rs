@@ -25,8 +25,12 @@ Examples:
   homeward-master-target restore web-01 --point latest
   homeward-master-target restore web-01 --point 2026-11-23T02:00:00Z
   homeward-master-target restore web-01 --undo      (replication can go on again)
+  homeward-master-target drill web-01 --point latest --writable
+  homeward-master-target drill web-01 --socket /run/web-01.sock --disk sda
+  homeward-master-target drills
+  homeward-master-target drill --stop 1
 
-`points` and `restore` also work while the service does not run.
+`points`, `restore` and `drill` also work while the service does not run.
 
 Exit codes: 0 done, 1 failed, 2 wrong arguments, 3 unusable configuration,
 4 not running or not reachable, 5 refused (nothing was changed), 130 interrupted.";
@@ -73,6 +77,10 @@ enum Command {
         #[arg(long, conflicts_with = "point")]
         undo: bool,
     },
+    /// Serve a VM's disks as they were at a point, over NBD. In the service if it runs, else until interrupted.
+    Drill(cli::drill::Args),
+    /// The drills that run.
+    Drills,
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -101,6 +109,8 @@ fn main() -> ExitCode {
             Command::Points { vm } => cli::points(&config, &vm, cli.json),
             Command::Restore { vm, undo: true, .. } => cli::restore(&config, &vm, None, cli.json),
             Command::Restore { vm, point, .. } => cli::restore(&config, &vm, Some(&point), cli.json),
+            Command::Drill(args) => cli::drill::run(&config, args, cli.json),
+            Command::Drills => cli::drill::list(&config, cli.json),
             Command::Completions { .. } => Ok(()),
         }
     })
@@ -118,11 +128,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         let metrics = MetricsServer::bind(addr).await?;
         tokio::spawn(metrics.serve(registry, Arc::new(|| Ok(())), stop.clone()));
     }
-    let asked = Arc::clone(&server);
-    let answer = move |request, reporter| admin::answer(Arc::clone(&asked), request, reporter);
+    let drills = Arc::new(config.drills(&credentials)?);
+    let asked = (Arc::clone(&server), Arc::clone(&drills));
+    let answer =
+        move |request, reporter| admin::answer(Arc::clone(&asked.0), Arc::clone(&asked.1), request, reporter);
     tokio::spawn(admin_server.serve(answer, stop.clone()));
     tracing::info!(name = credentials.identity().name(), listen = %listener.local_addr()?, "ready");
     server.serve(listener, stop).await;
+    tokio::task::spawn_blocking(move || drills.stop_all()).await?;
     drop(lock);
     Ok(())
 }

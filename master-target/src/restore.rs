@@ -6,7 +6,7 @@
 use engine::{extent_set::ExtentSet, limits, point::PointId, units::DiskIndex};
 
 use crate::{
-    journal::{self, JournalError, Log, Phase, Record, RestoreState, SealedPoint, View, log_path},
+    journal::{self, JournalError, Log, Phase, Record, RestoreState, SealedPoint, State, View, log_path},
     replica::{Replica, ReplicaError, disk_error, save_images, write_extents},
 };
 
@@ -36,22 +36,29 @@ impl std::str::FromStr for Select {
     }
 }
 
+impl Select {
+    /// The point that is meant.
+    pub fn among(&self, state: &State) -> Result<SealedPoint, ReplicaError> {
+        let points = &state.points;
+        let found = match self {
+            Self::Latest => points.values().next_back(),
+            Self::Id(id) => state.point(*id),
+            Self::At(time) => points.values().rev().find(|sealed| sealed.point.taken_at <= *time),
+        };
+        found.cloned().ok_or_else(|| {
+            let what = format!("no such point: {} are kept; list them with `points`", points.len());
+            JournalError::Refused(what).into()
+        })
+    }
+}
+
 /// Called with bytes done and bytes in all.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 
 impl Replica {
     /// The point that `select` means.
     pub fn select(&self, select: &Select) -> Result<SealedPoint, ReplicaError> {
-        let points = &self.state().points;
-        let found = match select {
-            Select::Latest => points.values().next_back(),
-            Select::Id(id) => self.state().point(*id),
-            Select::At(time) => points.values().rev().find(|sealed| sealed.point.taken_at <= *time),
-        };
-        found.cloned().ok_or_else(|| {
-            let what = format!("no such point: {} are kept; list them with `points`", points.len());
-            JournalError::Refused(what).into()
-        })
+        select.among(self.state())
     }
 
     /// Whether the disks are restored, or being restored, to a point.

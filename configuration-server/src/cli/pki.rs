@@ -46,7 +46,7 @@ pub(crate) enum Command {
     /// Issue a certificate for a service: ROLE-NAME.pem and ROLE-NAME.key.
     #[command(after_help = ISSUE_EXAMPLES)]
     Issue {
-        /// What the service is: agent, process-server or master-target.
+        /// What the service is: agent, process-server or master-target; operator for a person who looks into drills.
         #[arg(long)]
         role: Role,
         /// Its name: 1 to 63 letters, digits, dots, underscores or hyphens.

@@ -27,11 +27,13 @@ pub enum Role {
     ProcessServer,
     /// Writes VMware disks.
     MasterTarget,
+    /// No service but a person: looks into drills from another machine.
+    Operator,
 }
 
 impl Role {
     /// All, in the order data flows.
-    pub const ALL: [Role; 3] = [Role::Agent, Role::ProcessServer, Role::MasterTarget];
+    pub const ALL: [Role; 4] = [Role::Agent, Role::ProcessServer, Role::MasterTarget, Role::Operator];
 
     /// As in certificates, configuration and on the command line.
     #[must_use]
@@ -40,6 +42,7 @@ impl Role {
             Role::Agent => "agent",
             Role::ProcessServer => "process-server",
             Role::MasterTarget => "master-target",
+            Role::Operator => "operator",
         }
     }
 }

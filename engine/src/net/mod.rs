@@ -8,6 +8,7 @@
 //! A client: [`tls::Credentials::client`] → [`connect::connect`], again after [`backoff::Backoff::next_delay`].
 
 pub mod backoff;
+pub mod blocking;
 pub mod certificate;
 pub mod connect;
 pub mod error;
