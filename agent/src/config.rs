@@ -9,7 +9,10 @@ use std::{
 use engine::{
     limits,
     net::TlsFiles,
-    service::{config::ConfigError, quantity::Period},
+    service::{
+        config::ConfigError,
+        quantity::{Period, Size},
+    },
     units::Digest,
 };
 use serde::Deserialize;
@@ -35,6 +38,9 @@ pub struct Config {
     /// Time from one recovery point to the next.
     #[serde(default = "default_interval")]
     pub point_interval: Period,
+    /// Bytes per second read from the disks, at most, while the master target verifies them.
+    #[serde(default = "default_verify_rate")]
+    pub verify_rate: Size,
     /// zstd level, 0 to 19; 0 does not compress.
     #[serde(default = "default_level")]
     pub compression: i32,
@@ -108,6 +114,10 @@ fn default_interval() -> Period {
     Period(Duration::from_secs(60))
 }
 
+const fn default_verify_rate() -> Size {
+    Size(64 << 20)
+}
+
 const fn default_level() -> i32 {
     1
 }
@@ -156,6 +166,9 @@ impl Config {
                     Period(limits::HOOK)
                 ));
             }
+        }
+        if config.verify_rate.0 == 0 {
+            return wrong("verify_rate must be more than 0".into());
         }
         if !(0..=19).contains(&config.compression) {
             return wrong("compression must be a zstd level from 0 (none) to 19".into());

@@ -136,6 +136,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         stream: prepared.stream,
         point_interval: config.point_interval.0,
         application_interval: config.application.as_ref().map(|application| application.interval.0),
+        verify_rate: config.verify_rate.0,
     };
     let kind = prepared.parts.kind;
     tracing::info!(vm = config.vm, stream = %settings.stream.id, tracker = ?kind, "ready");

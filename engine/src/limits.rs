@@ -25,6 +25,9 @@ pub const EXTENT_BLOCKS: u32 = 8 << 20;
 /// Body of a control message.
 pub const CONTROL_BODY: usize = 64 << 10;
 
+/// Ranges of leaves in one control message: with the longest numbers they fit [`CONTROL_BODY`].
+pub const LEAF_RANGES: usize = 512;
+
 /// Disks of one VM.
 pub const DISKS_PER_VM: usize = 60;
 

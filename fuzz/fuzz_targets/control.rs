@@ -3,6 +3,7 @@
 #![no_main]
 
 use engine::{
+    digest::leaves_in,
     frame::{Codec, Control, Frame, Header, Kind},
     limits,
     units::{Digest, DiskIndex, Epoch, Seq, StreamId},
@@ -31,6 +32,11 @@ fuzz_target!(|json: &[u8]| {
     let frame = Frame::parse([&header.encode()[..], json].concat().into()).expect("a whole frame");
     let Ok(message) = Control::from_frame(&frame) else { return };
     assert_eq!(Control::from_frame(&message.to_frame(STREAM)), Ok(message.clone()));
+    if let Control::Verify { leaves } | Control::Resend { leaves } = &message {
+        assert!(leaves.len() <= limits::LEAF_RANGES);
+        let largest = leaves_in(limits::DISK_BYTES);
+        assert!(leaves.iter().all(|range| range.count > 0 && range.first + range.count <= largest));
+    }
     if let Control::Hello { stream, .. } = message {
         assert!((1..=limits::DISKS_PER_VM).contains(&stream.disks.len()));
         assert!(stream.disks.iter().all(|disk| disk.bytes > 0 && disk.bytes <= limits::DISK_BYTES));

@@ -180,6 +180,8 @@ impl Replica {
                     batch = Batch::new(self.targets.len());
                     sealed.push(self.seal(point, Position::after(header), now)?);
                 }
+                // Nobody asked for them yet.
+                Opened::Digests(_) => batch.position = Some(Position::after(header)),
             }
         }
         self.apply_batch(&mut batch)?;

@@ -594,6 +594,7 @@ fn start_agent(vm: &SimVm, plan: &Plan, seed: u64) -> Node {
         stream,
         point_interval: Duration::from_millis(700),
         application_interval: Some(Duration::from_millis(2500)),
+        verify_rate: 64 << 20,
     };
     Node::new(settings, parts, vm.now())
 }

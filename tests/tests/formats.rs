@@ -66,7 +66,7 @@ fn example(mark: &str) -> Vec<String> {
 
 #[test]
 fn frames() {
-    use frame::{at, codec, copy_at, extent_at, extent_kind, kind};
+    use frame::{at, codec, copy_at, digest_at, extent_at, extent_kind, kind};
     let header = [
         ("magic", at::MAGIC),
         ("version", at::VERSION),
@@ -86,7 +86,9 @@ fn frames() {
         ("header_crc", at::HEADER_CRC),
     ];
     assert_fields("frame-header", &header, frame::HEADER);
-    assert_values("frame-kind", &[(kind::DATA, "data"), (kind::SEAL, "seal"), (kind::CONTROL, "control")]);
+    let kinds =
+        [(kind::DATA, "data"), (kind::SEAL, "seal"), (kind::DIGESTS, "digests"), (kind::CONTROL, "control")];
+    assert_values("frame-kind", &kinds);
     assert_values("frame-codec", &[(codec::STORED, "stored"), (codec::ZSTD, "zstd")]);
     let extent = [
         ("start", extent_at::START),
@@ -104,6 +106,8 @@ fn frames() {
         ("digest", copy_at::DIGEST),
     ];
     assert_fields("frame-copy", &copy, frame::COPY);
+    let digest = [("leaf", digest_at::LEAF), ("digest", digest_at::DIGEST)];
+    assert_fields("frame-digest", &digest, frame::DIGEST);
     assert_eq!(rows("table", "frame-header")[0][4], quoted(frame::MAGIC));
 }
 
@@ -208,7 +212,9 @@ fn every_control_message_has_an_example() {
         Control::Refused { .. } => 2,
         Control::Ack { .. } => 3,
         Control::Hold { .. } => 4,
-        Control::Ping => 5,
+        Control::Verify { .. } => 5,
+        Control::Resend { .. } => 6,
+        Control::Ping => 7,
     };
     let examples = example("jsonl control");
     for (line, json) in examples.iter().enumerate() {
@@ -216,7 +222,7 @@ fn every_control_message_has_an_example() {
         assert_eq!(index(&message), line);
         assert_eq!(&serde_json::to_string(&message).unwrap(), json);
     }
-    assert_eq!(examples.len(), 6);
+    assert_eq!(examples.len(), 8);
 
     let refusals = words("refusal");
     for word in &refusals {

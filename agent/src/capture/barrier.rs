@@ -28,6 +28,7 @@ use super::{
     heat::{HOT, Heat},
     learned::Learned,
     precopy::{READ_BLOCKS, granule_blocks, read_error, read_op},
+    witness::{Division, Leaf, Witnesses},
 };
 use crate::tracker::Kind;
 
@@ -45,6 +46,9 @@ const DRAIN: Duration = Duration::from_millis(100);
 /// How long a round looks for a moment without a write in flight. Flipping then spares the wait after the flip, in
 /// which hot blocks are written again. A disk that always has some in flight has no such moment.
 const QUIET: Duration = Duration::from_millis(2);
+
+/// Rounds that may be spent on witnesses alone, when the point itself has settled.
+const WITNESS_TRIES: u32 = 16;
 
 /// How often and how long to try before writers are frozen or the point is given up.
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +119,8 @@ pub struct Captured {
     pub residual_bytes: u64,
     /// Their contents.
     pub buffer: Buffer,
+    /// What was read for digests only.
+    pub witnesses: Witnesses,
 }
 
 /// What one round may take.
@@ -131,6 +137,9 @@ pub struct Barrier {
     /// Invariant after a round: dirty = `pending` ∪ `buffer`, without overlap.
     pending: Option<Vec<ExtentSet>>,
     buffer: Buffer,
+    witnesses: Witnesses,
+    /// Rounds that failed for their sake.
+    witness_tries: u32,
     tries: u32,
     passes: u32,
     spent: Duration,
@@ -140,13 +149,15 @@ pub struct Barrier {
 }
 
 impl Barrier {
-    /// Begins with nothing.
+    /// Begins with nothing; reads `witnesses` as of the point, too, if that costs it little.
     #[must_use]
-    pub fn new(rules: Rules) -> Self {
+    pub fn new(rules: Rules, witnesses: Vec<Leaf>) -> Self {
         Self {
             rules,
             pending: None,
             buffer: Buffer::default(),
+            witnesses: Witnesses::new(witnesses),
+            witness_tries: 0,
             tries: 0,
             passes: 0,
             spent: Duration::ZERO,
@@ -183,6 +194,7 @@ impl Barrier {
     pub fn start_over(&mut self) {
         self.pending = None;
         self.buffer.clear();
+        self.witnesses.start_over();
     }
 
     /// One round. No content read earlier may be waiting for its frame (rule 3).
@@ -334,6 +346,7 @@ impl Barrier {
             };
             // Rule 3.
             self.buffer.remove(disk, &of_disk);
+            self.witnesses.remove(disk, &of_disk);
             pending.union(&of_disk);
             marked.push(of_disk);
         }
@@ -341,11 +354,14 @@ impl Barrier {
         if wanted > bounds.bytes || wanted + self.buffer.bytes() as u64 > limits::CAPTURE_BYTES as u64 {
             return Ok(Round::TooMuch);
         }
+        let disks = source.divisions();
+        let mut witnesses = self.missing_witnesses(&disks, &pending, wanted, bounds);
         // Rule 2.
         if source.drain(bounds.drain)? {
+            let extra: u64 = witnesses.iter().map(ExtentSet::bytes).sum();
             let reading = source.clock.now();
-            pending = self.read(source, learned.heat(), &pending)?;
-            learned.note_read(wanted, source.clock.now().duration_since(reading));
+            (pending, witnesses) = self.read(source, learned.heat(), &pending, &witnesses)?;
+            learned.note_read(wanted + extra, source.clock.now().duration_since(reading));
         }
         let window = source.clock.now().duration_since(instant);
         source.indices().zip(&marked).for_each(|(disk, marked)| learned.note_marked(disk, marked));
@@ -354,7 +370,15 @@ impl Barrier {
             self.pending = Some(pending);
             return Ok(Round::Conflict);
         }
-        let buffer = std::mem::take(&mut self.buffer);
+        if witnesses.iter().any(|missing| !missing.is_empty()) {
+            if self.witness_tries < WITNESS_TRIES && self.may_try() {
+                self.witness_tries += 1;
+                self.pending = Some(pending);
+                return Ok(Round::Conflict);
+            }
+            self.witnesses.give_up(&disks, &witnesses);
+        }
+        let (buffer, witnesses) = (std::mem::take(&mut self.buffer), std::mem::take(&mut self.witnesses));
         Ok(Round::Settled(Captured {
             taken_at,
             instant,
@@ -364,20 +388,43 @@ impl Barrier {
             frozen: Duration::ZERO,
             residual_bytes: wanted,
             buffer,
+            witnesses,
         }))
     }
 
-    /// Reads `pending` into the buffer; returns what did not settle.
+    /// What must be read for witnesses alone, if there is room for it beside the `wanted` bytes of the residual.
+    fn missing_witnesses(
+        &mut self,
+        disks: &[Division],
+        pending: &[ExtentSet],
+        wanted: u64,
+        bounds: &Bounds,
+    ) -> Vec<ExtentSet> {
+        let missing = self.witnesses.missing(disks, pending, &self.buffer);
+        let extra: u64 = missing.iter().map(ExtentSet::bytes).sum();
+        let held = (self.buffer.bytes() + self.witnesses.bytes()) as u64;
+        if wanted + extra <= bounds.bytes && wanted + extra + held <= limits::CAPTURE_BYTES as u64 {
+            return missing;
+        }
+        self.witnesses.give_up(disks, &missing);
+        vec![ExtentSet::new(); disks.len()]
+    }
+
+    /// Reads `pending` into the buffer, and `witnesses` for their digests; returns what of each did not settle.
     fn read(
         &mut self,
         source: &mut Source,
         heat: &Heat,
         pending: &[ExtentSet],
-    ) -> Result<Vec<ExtentSet>, CaptureError> {
+        witnesses: &[ExtentSet],
+    ) -> Result<(Vec<ExtentSet>, Vec<ExtentSet>), CaptureError> {
         let mut conflicts = vec![ExtentSet::new(); pending.len()];
+        let mut unseen = conflicts.clone();
         let mut failed = None;
         let granules: Vec<usize> = source.indices().map(|disk| granule_blocks(source, disk)).collect();
-        for (disk, pieces) in in_order(pending, heat, &granules) {
+        let mut all = pending.to_vec();
+        all.iter_mut().zip(witnesses).for_each(|(all, witnesses)| all.union(witnesses));
+        for (disk, pieces) in in_order(&all, heat, &granules) {
             let index = usize::from(disk.0);
             let (granule, device) = (granules[index], source.disks[index].clone());
             let tracker = &mut source.tracker;
@@ -390,9 +437,13 @@ impl Barrier {
                 let mut first = Block::containing(op.offset);
                 for bytes in op.buf.chunks(granule * BLOCK_BYTES as usize) {
                     let end = Block(first.0 + granule as u64);
+                    let is_sent = pending[index].contains(first);
                     // After the read, and only then, does "no" mean that the read saw the block as it was at T.
                     if tracker.written_since_flip(disk, first, granule as u32) {
-                        conflicts[index].insert(first, end);
+                        let unsettled = if is_sent { &mut conflicts } else { &mut unseen };
+                        unsettled[index].insert(first, end);
+                    } else if !is_sent {
+                        self.witnesses.insert(disk, first, bytes);
                     } else {
                         tracker.note_read(disk, first, bytes);
                         self.buffer.insert(disk, first, bytes);
@@ -401,7 +452,7 @@ impl Barrier {
                 }
             });
         }
-        failed.map_or(Ok(conflicts), Err)
+        failed.map_or(Ok((conflicts, unseen)), Err)
     }
 }
 

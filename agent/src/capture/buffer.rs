@@ -55,6 +55,17 @@ impl Buffer {
         self.granules.is_empty()
     }
 
+    /// Whether it holds the granule that begins at `first`.
+    #[must_use]
+    pub fn contains(&self, disk: DiskIndex, first: Block) -> bool {
+        self.granules.contains_key(&(disk, first))
+    }
+
+    /// Appends the granule that begins at `first` to `bytes`; false if it is not there.
+    pub fn append_to(&self, disk: DiskIndex, first: Block, bytes: &mut Vec<u8>) -> bool {
+        self.granules.get(&(disk, first)).map(|granule| granule.append_to(bytes)).is_some()
+    }
+
     /// Keeps a granule, in place of what was kept of it.
     pub fn insert(&mut self, disk: DiskIndex, first: Block, bytes: &[u8]) {
         let zero = bytes.chunks(BLOCK_BYTES as usize).all(is_zero);

@@ -19,6 +19,7 @@ pub mod pack;
 pub mod precopy;
 pub mod quiesce;
 pub mod watchdog;
+pub mod witness;
 
 #[cfg(test)]
 mod model;
@@ -68,6 +69,15 @@ impl Source {
     #[must_use]
     pub fn disk(&self, index: DiskIndex) -> &dyn Device {
         &*self.disks[usize::from(index.0)]
+    }
+
+    /// How each disk is divided.
+    #[must_use]
+    pub fn divisions(&self) -> Vec<witness::Division> {
+        let granule = |disk| 1 << self.tracker.maps(disk).dirty.granularity().shift;
+        let division =
+            |disk: DiskIndex| witness::Division { bytes: self.disk(disk).size(), granule: granule(disk) };
+        self.indices().map(division).collect()
     }
 
     /// Bytes marked dirty on all disks.

@@ -6,9 +6,12 @@
 use std::time::Duration;
 
 use engine::{
+    digest::{LEAF_BYTES, leaf_digest, leaves_in},
     frame::{Content, Payload},
     units::DiskIndex,
 };
+
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::{
     Source,
@@ -16,6 +19,7 @@ use super::{
     contents::FrameContent,
     learned::Learned,
     precopy::Precopy,
+    witness::Leaf,
 };
 use crate::{
     sim::{Plan, SimVm},
@@ -28,11 +32,13 @@ struct Bench {
     target: Vec<Vec<u8>>,
     precopy: Precopy,
     learned: Learned,
+    rng: StdRng,
 }
 
 #[derive(Default)]
 struct Tally {
     points: u32,
+    digests: u32,
     tries: u32,
     frozen: u32,
     given_up: u32,
@@ -43,7 +49,8 @@ impl Bench {
         let vm = SimVm::new(plan, seed);
         let target = plan.disks.iter().map(|blocks| vec![0xEE; *blocks as usize * 4096]).collect();
         let source = vm.source();
-        Self { vm, source, target, precopy: Precopy::default(), learned: Learned::default() }
+        let rng = StdRng::seed_from_u64(seed);
+        Self { vm, source, target, precopy: Precopy::default(), learned: Learned::default(), rng }
     }
 
     fn apply(&mut self, content: FrameContent) {
@@ -76,9 +83,19 @@ impl Bench {
         }
     }
 
+    /// About every second leaf.
+    fn some_leaves(&mut self) -> Vec<Leaf> {
+        let mut leaves = Vec::new();
+        for disk in self.source.indices() {
+            let all = 0..leaves_in(self.source.disk(disk).size());
+            leaves.extend(all.filter(|_| self.rng.random()).map(|number| Leaf { disk, number }));
+        }
+        leaves
+    }
+
     /// One attempt at a point.
     fn point(&mut self, kind: Kind, tally: &mut Tally) -> Result<(), String> {
-        let mut barrier = Barrier::new(Rules::of(kind).with_tries(40));
+        let mut barrier = Barrier::new(Rules::of(kind).with_tries(40), self.some_leaves());
         self.precopy();
         loop {
             let round = if barrier.may_try() {
@@ -101,6 +118,8 @@ impl Bench {
         tally.points += 1;
         tally.tries += captured.tries;
         tally.frozen += u32::from(!captured.frozen.is_zero());
+        let witnessed = captured.witnesses.digests(&self.source.divisions(), &captured.buffer);
+        tally.digests += witnessed.len() as u32;
         while !captured.buffer.is_empty() {
             self.vm.work();
             let shift = self.source.tracker.maps(DiskIndex(0)).dirty.granularity().shift;
@@ -108,6 +127,13 @@ impl Bench {
         }
         if !self.source.is_clean() {
             return Err("the point exists, yet blocks are dirty".into());
+        }
+        for (Leaf { disk, number }, digest) in witnessed {
+            let target = &self.target[usize::from(disk.0)];
+            let leaf = target.chunks(LEAF_BYTES as usize).nth(number as usize).unwrap();
+            if leaf_digest(leaf) != digest {
+                return Err(format!("the witness of leaf {number} of {disk} is of another instant"));
+            }
         }
         self.vm.at_last_flip().check(&self.target)
     }
@@ -139,8 +165,9 @@ fn every_point_is_a_legal_crash_image() {
             panic!("seed {seed}: {wrong}");
         }
     }
-    let Tally { points, tries, frozen, given_up } = tally;
-    println!("{points} points, {tries} tries, {frozen} frozen, {given_up} given up");
+    let Tally { points, digests, tries, frozen, given_up } = tally;
+    println!("{points} points, {digests} witnesses, {tries} tries, {frozen} frozen, {given_up} given up");
     // The test means something only if conflicts, retries and freezes did come up.
+    assert!(digests > points);
     assert!(points > 15_000 && tries > points + points / 2 && frozen > 100 && frozen < points / 2);
 }

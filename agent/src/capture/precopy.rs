@@ -98,7 +98,7 @@ pub(super) fn read_op(piece: Extent, disk_bytes: u64, tag: u64) -> Op {
     Op::read(piece.offset(), piece.bytes_within(disk_bytes) as usize, tag)
 }
 
-pub(super) fn read_error(disk: &str, offset: u64, source: io::Error) -> CaptureError {
+pub(crate) fn read_error(disk: &str, offset: u64, source: io::Error) -> CaptureError {
     CaptureError::Read { disk: disk.into(), offset, source }
 }
 

@@ -20,6 +20,7 @@ use engine::{
 use super::{
     Node, Output, Step, Waiting,
     applications::Phase,
+    verify::Verification,
     work::{FOLLOW_EVERY, Sealing, Work},
 };
 use crate::{
@@ -62,14 +63,19 @@ impl Attempt {
     }
 }
 
+fn new_barrier(kind: Kind, verification: Option<&Verification>) -> Barrier {
+    Barrier::new(Rules::of(kind), verification.map_or_else(Vec::new, Verification::witnesses))
+}
+
 impl Node {
     /// Begins an attempt, if a point is due.
     pub(super) fn begin_attempt(&mut self, now: Instant) {
         let Some(wanted) = self.points.due(now) else { return };
+        let barrier = new_barrier(self.kind, self.verification.as_deref());
         self.attempt = Some(Attempt {
             id: (self.new_id)(),
             wanted,
-            barrier: Barrier::new(Rules::of(self.kind)),
+            barrier,
             freezes: 0,
             passes: 0,
             asked: false,
@@ -89,8 +95,8 @@ impl Node {
                     // Of an attempt before this one it does not matter any more.
                     let report = self.applications.take_report().filter(|_| attempt.asked);
                     attempt.in_vain = report;
-                    attempt.barrier = Barrier::new(Rules::of(self.kind));
                     attempt.freezes = 0;
+                    attempt.barrier = new_barrier(self.kind, self.verification.as_deref());
                 }
             }
         } else {
@@ -214,6 +220,10 @@ impl Node {
     fn captured(&mut self, attempt: Attempt, captured: Captured, held: bool) {
         self.harvested = captured.instant;
         self.points.captured(attempt.wanted, captured.instant);
+        if let Some(verification) = &mut self.verification {
+            let digests = captured.witnesses.digests(&self.source.divisions(), &captured.buffer);
+            verification.captured(captured.witnesses.asked(), digests);
+        }
         if held {
             let not_frozen = self.freezer.as_ref().map_or(&[][..], |freezer| freezer.not_frozen());
             self.applications.let_go(not_frozen);

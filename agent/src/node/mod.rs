@@ -19,6 +19,7 @@ mod ledger;
 mod points;
 mod status;
 mod uplink;
+mod verify;
 mod work;
 
 #[cfg(test)]
@@ -46,6 +47,7 @@ use self::{
     points::Points,
     status::{Copying, Lag},
     uplink::{Elsewhere, News, Uplink},
+    verify::Verification,
     work::Work,
 };
 use crate::{
@@ -127,6 +129,8 @@ pub struct Settings {
     pub point_interval: Duration,
     /// Time from one application-consistent point to the next; `None` if they are made on demand only, or not at all.
     pub application_interval: Option<Duration>,
+    /// Bytes per second that may be read for digests, while the master target wants some.
+    pub verify_rate: u64,
 }
 
 /// The agent of one VM.
@@ -152,6 +156,9 @@ pub struct Node {
     attempt: Option<Attempt>,
     applications: Applications,
     points: Points,
+    verify_rate: u64,
+    /// While the master target wants digests.
+    verification: Option<Box<Verification>>,
     harvest_every: Option<Duration>,
     harvest_at: Instant,
     /// Everything written before this was harvested.
@@ -172,7 +179,7 @@ impl Node {
     /// A node that has just started: it dials on its first [`Self::handle_timeout`].
     #[must_use]
     pub fn new(settings: Settings, parts: Parts, now: Instant) -> Self {
-        let Settings { agent, stream, point_interval, application_interval } = settings;
+        let Settings { agent, stream, point_interval, application_interval, verify_rate } = settings;
         let Parts { source, kind, freezer, quiescer, packer, backoff, new_id } = parts;
         // Whatever the process before had under way is dirty again; where the target stands shows on connecting.
         let ledger = Ledger::reset(&source, Seq(0));
@@ -196,6 +203,8 @@ impl Node {
             learned: Learned::default(),
             attempt: None,
             points: Points::new(point_interval, application_interval, now),
+            verify_rate,
+            verification: None,
             // A harvest of the scan tracker reads whole disks: only points are worth that.
             harvest_every: (kind == Kind::Ebpf).then_some(every),
             harvest_at: now,
@@ -232,6 +241,8 @@ impl Node {
                 }
                 News::Reset(elsewhere) => self.reset(&elsewhere, now),
                 News::Durable(seq) => self.handle_durable(seq),
+                News::Verify(leaves) => self.verify(&leaves, now),
+                News::Resend(leaves) => self.resend(&leaves, now),
             }
         }
     }
@@ -293,6 +304,7 @@ impl Node {
         }
         // Sending it all again takes longer than anybody should hold.
         self.applications.give_up("the connection was lost".into());
+        self.reset_verification();
         self.durable = *durable;
         self.points.reset(now);
         self.lag.reset();
@@ -344,6 +356,7 @@ impl Node {
             window_bytes: sender.map_or(0, |sender| sender.bytes_held()),
             copy: self.copying.as_ref().map(|copying| copying.status(now)),
             activity: self.activity().into(),
+            verifying_leaves: self.verification.as_ref().map(|verification| verification.left()),
             trouble: self.trouble.clone(),
             point_failure: self.point_failure.clone(),
             points: self.points.records().cloned().collect(),

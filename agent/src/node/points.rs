@@ -110,6 +110,11 @@ impl Points {
         asked.max(application.map(|_| Consistency::ApplicationConsistent)).max(any)
     }
 
+    /// A point is wanted soon, by nobody who waits for an answer.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        self.any.next_at = self.any.next_at.min(now);
+    }
+
     pub(super) fn next_at(&self) -> Instant {
         self.application.as_ref().map_or(self.any.next_at, |schedule| schedule.next_at.min(self.any.next_at))
     }

@@ -41,6 +41,9 @@ pub struct NodeStatus {
     pub copy: Option<CopyStatus>,
     /// What is being done.
     pub activity: String,
+    /// Leaves of 64 KiB whose digests the master target still wants; `None` while it wants none.
+    #[serde(default)]
+    pub verifying_leaves: Option<u64>,
     /// What went wrong last, if it was not mended since.
     pub trouble: Option<String>,
     /// Why the last attempt at a point made none; `None` after one that did.
@@ -83,6 +86,9 @@ pub struct Totals {
     pub capture_errors: u64,
     /// Attempts that made no point.
     pub point_failures: u64,
+    /// Leaves of 64 KiB whose digests were sent.
+    #[serde(default)]
+    pub verified_leaves: u64,
 }
 
 /// The first copy, as it goes.

@@ -6,7 +6,7 @@ use std::{collections::VecDeque, time::Instant};
 
 use bytes::Bytes;
 use engine::{
-    frame::{Control, PROTOCOL, Position, StreamInfo},
+    frame::{Control, LeafRange, PROTOCOL, Position, StreamInfo},
     limits,
     net::Backoff,
     session::{Link, Message, Resume, Sender, SessionError},
@@ -24,6 +24,10 @@ pub(super) enum News {
     Reset(Elsewhere),
     /// Frames up to this one are durable.
     Durable(Seq),
+    /// The master target wants digests of these leaves.
+    Verify(Vec<LeafRange>),
+    /// It found them different, and wants them again.
+    Resend(Vec<LeafRange>),
 }
 
 /// Where the receiver stands when it can join on nothing that is held.
@@ -159,11 +163,14 @@ impl Uplink {
                 self.hold = reason;
                 Ok(None)
             }
+            Control::Verify { leaves } if !greeting => Ok(Some(News::Verify(leaves))),
+            Control::Resend { leaves } if !greeting => Ok(Some(News::Resend(leaves))),
             Control::Hello { .. } => Err(SessionError::OutOfTurn("hello")),
             Control::Welcome { .. } => Err(SessionError::OutOfTurn("welcome")),
             Control::Refused { .. } => Err(SessionError::OutOfTurn("refused")),
             Control::Ack { .. } => Err(SessionError::OutOfTurn("ack")),
             Control::Hold { .. } => Err(SessionError::OutOfTurn("hold")),
+            Control::Verify { .. } | Control::Resend { .. } => Err(SessionError::OutOfTurn("a verification")),
             Control::Ping => Ok(None),
         }
     }

@@ -98,6 +98,12 @@ impl Node {
         if self.attempt.is_some() {
             return self.pursue(now);
         }
+        let verify_at = self.verify_due();
+        if verify_at.is_some_and(|due| now >= due) {
+            self.step_verify(now);
+            return Step::Worked;
+        }
+        let idle_until = verify_at.into_iter().chain([self.points.next_at()]).min().unwrap_or(now);
         match self.harvest_every {
             Some(every) if now >= self.harvest_at => {
                 self.harvest_at = now + every;
@@ -106,8 +112,8 @@ impl Node {
                 }
                 Step::Worked
             }
-            Some(_) => Step::Waits(Waiting::Until(self.harvest_at.min(self.points.next_at()))),
-            None => Step::Waits(Waiting::Until(self.points.next_at())),
+            Some(_) => Step::Waits(Waiting::Until(self.harvest_at.min(idle_until))),
+            None => Step::Waits(Waiting::Until(idle_until)),
         }
     }
 
@@ -184,6 +190,7 @@ impl Node {
             return false;
         };
         let frame = packed.seal(self.stream.id, &sender.last());
+        self.verification.iter_mut().for_each(|verification| verification.sent(disk, &covers));
         self.ledger.sealed(self.source.tracker.maps(disk), &covers, frame.header().seq);
         self.totals.logical_bytes += covers.bytes();
         self.totals.wire_bytes += frame.bytes().len() as u64;
@@ -219,6 +226,7 @@ impl Node {
             tracing::warn!(id = %point.id, "the point is crash-consistent only: {step}");
         }
         self.points.sealed(point, seq);
+        self.verify_from_here();
     }
 
     pub(super) fn fail(&mut self, error: &CaptureError, now: Instant) {

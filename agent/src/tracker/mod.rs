@@ -6,6 +6,7 @@
 //! for sending and knows nothing of frames or points.
 
 mod block_device;
+pub mod broken;
 pub mod continuity;
 pub mod ebpf;
 mod error;

@@ -101,7 +101,7 @@ impl Replica {
     fn apply(&mut self, frame: &Frame, before: &Position) -> anyhow::Result<()> {
         match frame.open(before.chain)? {
             Opened::Data(content) => self.note(&content),
-            Opened::Seal(_) => Ok(()),
+            Opened::Seal(_) | Opened::Digests(_) => Ok(()),
         }
     }
 

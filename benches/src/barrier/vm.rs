@@ -14,7 +14,10 @@ use engine::{
     frame::StreamInfo,
     net::TlsFiles,
     point::{Consistency, Point},
-    service::{quantity::Period, shutdown::Shutdown},
+    service::{
+        quantity::{Period, Size},
+        shutdown::Shutdown,
+    },
 };
 use homeward::lab;
 
@@ -64,6 +67,7 @@ impl Vm {
             stream: StreamInfo { id, vm, disks },
             point_interval: config.point_interval.0,
             application_interval: None,
+            verify_rate: config.verify_rate.0,
         };
         Ok(Self { node: Node::new(settings, parts, Instant::now()), config, sink, probe })
     }
@@ -167,6 +171,7 @@ fn config(device: &Path, state: &Path) -> Config {
         state: state.into(),
         point_interval: Period(Duration::from_secs(3600)),
         application: None,
+        verify_rate: Size(64 << 20),
         compression: 1,
         threads: None,
         admin: unused(),

@@ -4,7 +4,11 @@
 //! leaves differ. Format: docs/formats.md, "Digest tree". It reads no disk and keeps no file.
 
 mod leaf;
+mod map;
+mod root;
 mod tree;
 
 pub use leaf::{LEAF_BYTES, blocks_of, leaf_digest, leaves_in, zero_leaf};
+pub use map::LeafMap;
+pub use root::RootBuilder;
 pub use tree::{FAN_OUT, Tree, TreeError};

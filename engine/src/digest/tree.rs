@@ -64,8 +64,7 @@ impl Tree {
     /// What stands for the whole disk: equal only if sizes and all leaves are.
     #[must_use]
     pub fn root(&self) -> Digest {
-        let top = self.levels.last().map_or(&[][..], Vec::as_slice);
-        hash(ROOT, &self.bytes.to_le_bytes(), top)
+        root(self.bytes, self.levels.last().map_or(&[][..], Vec::as_slice))
     }
 
     /// Digest of one leaf. Panics beyond the disk.
@@ -114,7 +113,11 @@ impl Tree {
     }
 }
 
-fn node(children: &[Digest]) -> Digest {
+pub(super) fn root(bytes: u64, top: &[Digest]) -> Digest {
+    hash(ROOT, &bytes.to_le_bytes(), top)
+}
+
+pub(super) fn node(children: &[Digest]) -> Digest {
     hash(NODE, &[], children)
 }
 

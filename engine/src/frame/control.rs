@@ -1,4 +1,5 @@
-//! Messages between neighbours: who replicates what, where the receiver stands, how far it got.
+//! Messages between neighbours: who replicates what, where the receiver stands, how far it got; and what the master
+//! target wants of the agent, which the process server passes on.
 //!
 //! They travel as frames of kind control with a JSON body, outside the stream's numbering.
 
@@ -6,12 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{Frame, FrameError, Kind, Position, packed::Packed};
 use crate::{
+    digest::leaves_in,
     limits,
     units::{DiskIndex, Seq, StreamId},
 };
 
-/// Version of the conversation. 1, 2026-11: the first.
-pub const PROTOCOL: u16 = 1;
+/// Version of the conversation. 1, 2026-11: the first. 2, 2026-11: verification (`verify`, `resend`, digests frames).
+pub const PROTOCOL: u16 = 2;
 
 /// What is being replicated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +35,17 @@ pub struct DiskInfo {
     pub bytes: u64,
     /// Bytes in use as far as the agent can tell, for the space check; the size if it cannot.
     pub used_bytes: u64,
+}
+
+/// A run of leaves ([`crate::digest`]) of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeafRange {
+    /// Which disk.
+    pub disk: DiskIndex,
+    /// The first.
+    pub first: u64,
+    /// How many.
+    pub count: u64,
 }
 
 /// Why a receiver will not take a stream.
@@ -98,6 +111,18 @@ pub enum Control {
         /// For people; `None` when it goes on.
         reason: Option<String>,
     },
+    /// From master target to agent: send digests of these leaves, each of some point from the last one on. Those who
+    /// asked before are not forgotten. It may be lost on the way, and is then said again.
+    Verify {
+        /// At most [`limits::LEAF_RANGES`].
+        leaves: Vec<LeafRange>,
+    },
+    /// From master target to agent: these leaves differ; send them again, and then their digests. It may be lost on
+    /// the way, and is then said again.
+    Resend {
+        /// At most [`limits::LEAF_RANGES`].
+        leaves: Vec<LeafRange>,
+    },
     /// Keeps an idle connection alive.
     Ping,
 }
@@ -126,10 +151,25 @@ impl Control {
             Control::Welcome { .. } | Control::Ack { .. } => {
                 return Err(FrameError::Malformed("a position that no stream reaches"));
             }
+            Control::Verify { leaves } | Control::Resend { leaves } => check_leaves(leaves)?,
             Control::Refused { .. } | Control::Hold { .. } | Control::Ping => {}
         }
         Ok(message)
     }
+}
+
+/// Checks what a peer claims to be ranges of leaves. Whether the VM has them is the agent's to see.
+fn check_leaves(leaves: &[LeafRange]) -> Result<(), FrameError> {
+    let largest = leaves_in(limits::DISK_BYTES);
+    let fits = |range: &LeafRange| {
+        usize::from(range.disk.0) < limits::DISKS_PER_VM
+            && range.count > 0
+            && range.first.checked_add(range.count).is_some_and(|end| end <= largest)
+    };
+    if leaves.len() > limits::LEAF_RANGES || !leaves.iter().all(fits) {
+        return Err(FrameError::Malformed("leaves that no disk has, or too many ranges of them"));
+    }
+    Ok(())
 }
 
 impl StreamInfo {

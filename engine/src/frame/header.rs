@@ -16,8 +16,22 @@ pub enum Kind {
     Data,
     /// The end of an epoch, a recovery point.
     Seal,
+    /// Leaf digests of a disk.
+    Digests,
     /// A message between neighbours, outside the stream.
     Control,
+}
+
+impl Kind {
+    /// Its number in the format.
+    pub(super) const fn code(self) -> u8 {
+        match self {
+            Kind::Data => layout::kind::DATA,
+            Kind::Seal => layout::kind::SEAL,
+            Kind::Digests => layout::kind::DIGESTS,
+            Kind::Control => layout::kind::CONTROL,
+        }
+    }
 }
 
 /// How a body is stored.
@@ -46,9 +60,9 @@ pub struct Header {
     pub body_len: u32,
     /// Bytes of the content.
     pub content_len: u32,
-    /// Entries in the extent table.
+    /// Entries in the extent table, or digests.
     pub extents: u32,
-    /// The disk that data is for.
+    /// The disk that data or digests are of.
     pub disk: DiskIndex,
     /// CRC-32 of the stored body.
     pub body_crc: u32,
@@ -64,14 +78,7 @@ impl Header {
         let mut put = |at: usize, bytes: &[u8]| raw[at..at + bytes.len()].copy_from_slice(bytes);
         put(at::MAGIC, &layout::MAGIC);
         put(at::VERSION, &[layout::VERSION]);
-        put(
-            at::KIND,
-            &[match self.kind {
-                Kind::Data => layout::kind::DATA,
-                Kind::Seal => layout::kind::SEAL,
-                Kind::Control => layout::kind::CONTROL,
-            }],
-        );
+        put(at::KIND, &[self.kind.code()]);
         put(
             at::CODEC,
             &[match self.codec {
@@ -110,6 +117,7 @@ impl Header {
             kind: match raw[at::KIND] {
                 layout::kind::DATA => Kind::Data,
                 layout::kind::SEAL => Kind::Seal,
+                layout::kind::DIGESTS => Kind::Digests,
                 layout::kind::CONTROL => Kind::Control,
                 _ => return Err(FrameError::Malformed("unknown kind")),
             },
@@ -138,7 +146,7 @@ impl Header {
     fn check(&self) -> Result<(), FrameError> {
         let content_limit = match self.kind {
             Kind::Data => limits::FRAME_CONTENT,
-            Kind::Seal | Kind::Control => limits::CONTROL_BODY,
+            Kind::Seal | Kind::Digests | Kind::Control => limits::CONTROL_BODY,
         };
         within("content", u64::from(self.content_len), content_limit)?;
         within("extent count", u64::from(self.extents), limits::FRAME_EXTENTS)?;
@@ -151,10 +159,10 @@ impl Header {
             return Err(FrameError::Malformed("number of frame or epoch over the limit"));
         }
         match self.kind {
-            Kind::Data if self.seq == Seq(0) || self.extents == 0 => {
-                Err(FrameError::Malformed("data frame without number or extents"))
+            Kind::Data | Kind::Digests if self.seq == Seq(0) || self.extents == 0 => {
+                Err(FrameError::Malformed("data or digests frame without number or entries"))
             }
-            Kind::Data if usize::from(self.disk.0) >= limits::DISKS_PER_VM => {
+            Kind::Data | Kind::Digests if usize::from(self.disk.0) >= limits::DISKS_PER_VM => {
                 Err(FrameError::Malformed("disk index over the limit"))
             }
             Kind::Seal if self.seq == Seq(0) || self.extents != 0 || self.disk.0 != 0 => {

@@ -32,9 +32,9 @@ pub mod at {
     pub const BODY_LEN: usize = 40;
     /// `u32`: length of the content, i.e. before compression.
     pub const CONTENT_LEN: usize = 44;
-    /// `u32`: entries in the extent table; zero except in data frames.
+    /// `u32`: entries in the extent table, or digests; zero except in data and digests frames.
     pub const EXTENTS: usize = 48;
-    /// `u16`: index of the disk; zero except in data frames.
+    /// `u16`: index of the disk; zero except in data and digests frames.
     pub const DISK: usize = 52;
     /// `[u8; 2]`: zero.
     pub const RESERVED2: usize = 54;
@@ -52,6 +52,8 @@ pub mod kind {
     pub const DATA: u8 = 1;
     /// The end of an epoch: a recovery point, as JSON.
     pub const SEAL: u8 = 2;
+    /// Leaf digests of a disk of the source.
+    pub const DIGESTS: u8 = 3;
     /// A message between two neighbours, as JSON; not part of the stream.
     pub const CONTROL: u8 = 16;
 }
@@ -104,6 +106,18 @@ pub mod copy_at {
     pub const DIGEST: usize = 16;
 }
 
+/// Length of an entry of a digests frame.
+pub const DIGEST: usize = 40;
+
+/// Offsets of such an entry's fields.
+pub mod digest_at {
+    /// `u64`: number of the leaf.
+    pub const LEAF: usize = 0;
+    /// `[u8; 32]`: its BLAKE3.
+    pub const DIGEST: usize = 8;
+}
+
 const _: () = assert!(at::HEADER_CRC + 4 == HEADER && at::CHAIN + 32 == at::HEADER_CRC);
 const _: () = assert!(at::RESERVED2 + 2 == at::BODY_CRC && at::STREAM + 16 == at::EPOCH);
 const _: () = assert!(extent_at::RESERVED + 3 == EXTENT && copy_at::DIGEST + 32 == COPY);
+const _: () = assert!(digest_at::DIGEST + 32 == DIGEST);

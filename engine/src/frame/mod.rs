@@ -9,6 +9,7 @@
 mod body;
 mod control;
 mod deframer;
+mod digests;
 mod error;
 mod header;
 pub mod layout;
@@ -18,8 +19,9 @@ mod packed;
 mod tests;
 
 pub use body::{Content, ContentBuilder, Payload};
-pub use control::{Control, DiskInfo, PROTOCOL, Refusal, StreamInfo};
+pub use control::{Control, DiskInfo, LeafRange, PROTOCOL, Refusal, StreamInfo};
 pub use deframer::Deframer;
+pub use digests::LeafDigests;
 pub use error::FrameError;
 pub use header::{Codec, Header, Kind};
 pub use packed::Packed;
@@ -114,6 +116,7 @@ impl Frame {
                 }
                 Ok(Opened::Seal(point))
             }
+            Kind::Digests => Ok(Opened::Digests(LeafDigests::parse(&content, self.header.extents)?)),
             Kind::Control => Err(FrameError::Malformed("control frame within the stream")),
         }
     }
@@ -144,4 +147,6 @@ pub enum Opened {
     Data(Content),
     /// The recovery point that ends the epoch.
     Seal(Point),
+    /// Digests of the header's disk, as of the point before.
+    Digests(LeafDigests),
 }

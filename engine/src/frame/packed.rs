@@ -2,10 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{
-    Codec, Frame, Header, Kind, Position,
-    layout::{self, HEADER},
-};
+use super::{Codec, Frame, Header, Kind, LeafDigests, Position, layout::HEADER};
 use crate::{
     point::Point,
     units::{Digest, DiskIndex, Epoch, Seq, StreamId},
@@ -38,6 +35,12 @@ impl Packed {
     #[must_use]
     pub fn seal_of(point: &Point) -> Self {
         Self::new(Kind::Seal, DiskIndex(0), 0, point.to_json().as_bytes(), 0)
+    }
+
+    /// Packs leaf digests of `disk`.
+    #[must_use]
+    pub fn digests(disk: DiskIndex, digests: &LeafDigests) -> Self {
+        Self::new(Kind::Digests, disk, digests.entries().len() as u32, &digests.to_bytes(), 0)
     }
 
     pub(super) fn new(kind: Kind, disk: DiskIndex, extents: u32, content: &[u8], level: i32) -> Self {
@@ -113,11 +116,7 @@ pub(super) fn chain(before: Digest, header: &Header, content: Digest) -> Digest 
     hasher.update(b"homeward frame 1");
     hasher.update(&before.0);
     hasher.update(header.stream.0.as_bytes());
-    hasher.update(&[match header.kind {
-        Kind::Data => layout::kind::DATA,
-        Kind::Seal => layout::kind::SEAL,
-        Kind::Control => layout::kind::CONTROL,
-    }]);
+    hasher.update(&[header.kind.code()]);
     hasher.update(&header.epoch.0.to_le_bytes());
     hasher.update(&header.seq.0.to_le_bytes());
     hasher.update(&header.disk.0.to_le_bytes());

@@ -183,6 +183,37 @@ fn a_seal_carries_its_point() {
     assert!(misplaced.open(Digest::ZERO).is_err(), "a point of epoch 3 in a frame of epoch 1");
 }
 
+fn digests_frame() -> Frame {
+    let entries = vec![(3, Digest::of(b"three")), (1 << 29, Digest::of(b"far"))];
+    let before = Position { seq: Seq(9), epoch: Epoch(4), chain: Digest::ZERO };
+    Packed::digests(DiskIndex(2), &LeafDigests::new(entries)).seal(STREAM, &before)
+}
+
+#[test]
+fn digests_arrive_as_they_were_sealed() {
+    let frame = Frame::parse(digests_frame().bytes().clone()).unwrap();
+    assert_eq!((frame.header().disk, Position::after(frame.header()).epoch), (DiskIndex(2), Epoch(4)));
+    let Opened::Digests(digests) = frame.open(Digest::ZERO).unwrap() else { panic!("digests were sealed") };
+    assert_eq!(digests.entries(), [(3, Digest::of(b"three")), (1 << 29, Digest::of(b"far"))]);
+    let mut content = digests.to_bytes();
+    assert!(LeafDigests::parse(&content, 1).is_err(), "longer than its count");
+    content[7] = 1;
+    assert!(LeafDigests::parse(&content, 2).is_err(), "beyond the largest disk, and descending");
+    let twice = [&digests.to_bytes()[..40], &digests.to_bytes()[..40]].concat();
+    assert!(LeafDigests::parse(&twice, 2).is_err(), "one leaf twice");
+}
+
+#[test]
+fn leaves_that_no_disk_has_are_refused() {
+    let range = |disk, first, count| LeafRange { disk: DiskIndex(disk), first, count };
+    let read = |leaves| Control::from_frame(&Control::Verify { leaves }.to_frame(STREAM));
+    assert!(read(vec![range(59, 0, 5); limits::LEAF_RANGES]).is_ok());
+    for wrong in [range(60, 0, 5), range(0, 5, 0), range(0, u64::MAX, 5), range(0, 62 << 24, 1)] {
+        assert!(read(vec![wrong]).is_err(), "{wrong:?}");
+    }
+    assert!(read(vec![range(0, 0, 5); limits::LEAF_RANGES + 1]).is_err());
+}
+
 /// The bytes of a version 1 frame, kept for ever: `HOMEWARD_BLESS=1` writes them where they are missing.
 #[test]
 fn version_1_is_still_read_and_written() {
@@ -192,5 +223,17 @@ fn version_1_is_still_read_and_written() {
     }
     let kept = std::fs::read(path).unwrap();
     assert_eq!(kept, sample().bytes()[..]);
+    Frame::parse(kept.into()).unwrap().open(Digest::ZERO).unwrap();
+}
+
+/// The same of a digests frame, which came with version 2 of the conversation.
+#[test]
+fn a_digests_frame_is_still_read_and_written() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/digests-v1.bin");
+    if std::env::var_os("HOMEWARD_BLESS").is_some() && !std::path::Path::new(path).exists() {
+        std::fs::write(path, digests_frame().bytes()).unwrap();
+    }
+    let kept = std::fs::read(path).unwrap();
+    assert_eq!(kept, digests_frame().bytes()[..]);
     Frame::parse(kept.into()).unwrap().open(Digest::ZERO).unwrap();
 }

@@ -161,6 +161,13 @@ impl StreamNode {
         }
     }
 
+    /// Something that the master target wants of the agent. If that is not connected, it will be said again.
+    pub(super) fn pass_to_agent(&mut self, wish: &Control, now: Instant) {
+        if matches!(self.agent, Some(Agent { state: State::Up { .. }, .. })) {
+            self.say(wish, now);
+        }
+    }
+
     fn forget_agent(&mut self) {
         self.agent = None;
         self.spool_hold = None;

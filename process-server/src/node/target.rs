@@ -253,6 +253,13 @@ impl StreamNode {
                 self.target_hold = reason.map(|reason| format!("the master target waits: {reason}"));
                 Ok(())
             }
+            (
+                Target::Up { .. },
+                Message::Control(wish @ (Control::Verify { .. } | Control::Resend { .. })),
+            ) => {
+                self.pass_to_agent(&wish, now);
+                Ok(())
+            }
             (Target::Up { .. }, Message::Control(Control::Refused { why: Refusal::Damaged, reason })) => {
                 tracing::error!(stream = %self.id, reason, "the master target refused a frame; the spool is discarded");
                 self.distrusted = true;

@@ -1,8 +1,11 @@
 //! Process server and target in one: receives, spools, applies in order, acknowledges; loses what it is told to.
 
+use std::collections::BTreeSet;
+
 use engine::{
+    digest::{LEAF_BYTES, leaf_digest, leaves_in},
     extent::Extent,
-    frame::{ContentBuilder, Frame, Packed, Payload, Position},
+    frame::{Content, ContentBuilder, Frame, LeafDigests, LeafRange, Packed, Payload, Position},
     session::{Link, Message, Receiver},
 };
 
@@ -21,6 +24,10 @@ pub(super) struct Peer {
     pub(super) to_peer: Vec<u8>,
     pub(super) to_agent: Vec<u8>,
     pub(super) points: u32,
+    /// Leaves whose digests were right, since they were last asked for.
+    pub(super) verified: BTreeSet<(u16, u64)>,
+    /// Digests that were not.
+    pub(super) different: BTreeSet<(u16, u64)>,
     pub(super) resets: u32,
 }
 
@@ -37,6 +44,8 @@ impl Peer {
             to_peer: Vec::new(),
             to_agent: Vec::new(),
             points: 0,
+            verified: BTreeSet::new(),
+            different: BTreeSet::new(),
             resets: 0,
         }
     }
@@ -104,7 +113,18 @@ impl Peer {
         for _ in 0..frames {
             let frame = self.frames.remove(0);
             self.spooled -= 1;
-            let point = apply(&mut self.target, &frame, self.durable);
+            let disk = frame.header().disk;
+            let point = match frame.open(self.durable.chain).unwrap() {
+                Opened::Seal(point) => Some(point),
+                Opened::Data(content) => {
+                    write(&mut self.target[usize::from(disk.0)], &content);
+                    None
+                }
+                Opened::Digests(digests) => {
+                    self.compare(disk, &digests);
+                    None
+                }
+            };
             self.durable = Position::after(frame.header());
             self.receiver.handle_durable(self.durable.seq);
             if point.is_some() {
@@ -113,6 +133,50 @@ impl Peer {
             }
         }
         None
+    }
+
+    pub(super) fn is_greeted(&self) -> bool {
+        self.greeted
+    }
+
+    fn compare(&mut self, disk: DiskIndex, digests: &LeafDigests) {
+        for (leaf, digest) in digests.entries() {
+            let bytes =
+                self.target[usize::from(disk.0)].chunks(LEAF_BYTES as usize).nth(*leaf as usize).unwrap();
+            let found = if leaf_digest(bytes) == *digest { &mut self.verified } else { &mut self.different };
+            found.insert((disk.0, *leaf));
+        }
+    }
+
+    /// Asks for digests of all leaves.
+    pub(super) fn verify(&mut self) {
+        if self.greeted {
+            self.verified.clear();
+            let leaves = self.all_leaves();
+            self.say(&Control::Verify { leaves });
+        }
+    }
+
+    /// Asks for all blocks again.
+    pub(super) fn resend(&mut self) {
+        if self.greeted {
+            let leaves = self.all_leaves();
+            self.say(&Control::Resend { leaves });
+        }
+    }
+
+    fn all_leaves(&self) -> Vec<LeafRange> {
+        let all = |(disk, bytes): (u16, &Vec<u8>)| LeafRange {
+            disk: DiskIndex(disk),
+            first: 0,
+            count: leaves_in(bytes.len() as u64),
+        };
+        (0..).zip(&self.target).map(all).collect()
+    }
+
+    /// Whether all leaves were found right since they were last asked for.
+    pub(super) fn is_verified(&self) -> bool {
+        self.verified.len() as u64 == self.all_leaves().iter().map(|range| range.count).sum::<u64>()
     }
 
     pub(super) fn acknowledge(&mut self) {
@@ -151,7 +215,9 @@ impl Peer {
     pub(super) fn everything_received(&self) -> Vec<Vec<u8>> {
         let (mut target, mut at) = (self.target.clone(), self.durable);
         for frame in &self.frames {
-            apply(&mut target, frame, at);
+            if let Opened::Data(content) = frame.open(at.chain).unwrap() {
+                write(&mut target[usize::from(frame.header().disk.0)], &content);
+            }
             at = Position::after(frame.header());
         }
         target
@@ -162,12 +228,7 @@ impl Peer {
     }
 }
 
-fn apply(target: &mut [Vec<u8>], frame: &Frame, before: Position) -> Option<Point> {
-    let content = match frame.open(before.chain).unwrap() {
-        Opened::Seal(point) => return Some(point),
-        Opened::Data(content) => content,
-    };
-    let target = &mut target[usize::from(frame.header().disk.0)];
+fn write(target: &mut [u8], content: &Content) {
     for (extent, payload) in content.extents() {
         let at = extent.offset() as usize..(extent.offset() + extent.bytes()) as usize;
         match payload {
@@ -176,5 +237,4 @@ fn apply(target: &mut [Vec<u8>], frame: &Frame, before: Position) -> Option<Poin
             Payload::Copy { .. } => panic!("nothing is copied"),
         }
     }
-    None
 }
