@@ -6,12 +6,12 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Instant};
 
 use agent::{
     admin::{self, Admin},
-    capture::watchdog,
+    capture::{hooks, watchdog},
     config::Config,
     driver::Driver,
     metrics::Metrics,
     node::{Node, Settings},
-    setup::{self, WATCHDOG_COMMAND},
+    setup::{self, HOOKS_COMMAND, WATCHDOG_COMMAND},
 };
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -82,6 +82,9 @@ enum Command {
     /// Started by `serve`: thaws file systems should it fail to.
     #[command(hide = true, name = WATCHDOG_COMMAND)]
     FreezeWatchdog,
+    /// Started by `serve`: runs hooks, and lets applications go on should it fail to.
+    #[command(hide = true, name = HOOKS_COMMAND)]
+    RunHooks,
 }
 
 fn main() -> ExitCode {
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
         match cli.command {
             // Nothing else may happen in that process.
             Command::FreezeWatchdog => return Ok(watchdog::run()?),
+            Command::RunHooks => return Ok(hooks::runner::run()?),
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Cli::command(), "homeward-agent", &mut std::io::stdout());
                 return Ok(());
@@ -110,7 +114,7 @@ fn main() -> ExitCode {
                 }
                 Ok(())
             }
-            Command::Completions { .. } | Command::FreezeWatchdog => Ok(()),
+            Command::Completions { .. } | Command::FreezeWatchdog | Command::RunHooks => Ok(()),
         }
     })
 }

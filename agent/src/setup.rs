@@ -2,7 +2,10 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{FileTypeExt, MetadataExt},
+    os::unix::{
+        fs::{FileTypeExt, MetadataExt},
+        process::CommandExt,
+    },
     path::Path,
     process::Command,
     sync::Arc,
@@ -27,16 +30,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     capture::{
-        Clock, Freezer, Source, freeze::FileSystemFreezer, mounts::file_systems_on, pack::Pool,
+        Clock, Freezer, Source,
+        freeze::FileSystemFreezer,
+        hooks::{Hook, Hooks},
+        mounts::file_systems_on,
+        pack::Pool,
+        quiesce::Quiescer,
         watchdog::Watchdog,
     },
-    config::{Config, Disk, TrackerChoice},
+    config::{self, Application, Config, Disk, TrackerChoice},
     node::Parts,
     tracker::{Continuity, Kind, Tracker, TrackerError, ebpf::EbpfTracker, scan, scan::ScanTracker},
 };
 
 /// The hidden command of this program that runs the freeze watchdog.
 pub const WATCHDOG_COMMAND: &str = "freeze-watchdog";
+
+/// The hidden command of this program that runs hooks.
+pub const HOOKS_COMMAND: &str = "run-hooks";
 
 /// The file in the state folder that says which replication this is.
 const STATE: &str = "agent.json";
@@ -81,7 +92,7 @@ pub fn prepare(config: &Config) -> anyhow::Result<Prepared> {
         source: Source { tracker, disks, clock: Box::new(SystemClock) },
         kind,
         freezer: if kind == Kind::Ebpf { freezer(config) } else { None },
-        quiescer: None,
+        quiescer: config.application.as_ref().map(|application| hooks(config, application)).transpose()?,
         packer: Box::new(Pool::start(config.threads(), config.compression)?),
         backoff: Backoff::from_entropy(),
         new_id: Box::new(PointId::random),
@@ -195,6 +206,22 @@ fn freezer(config: &Config) -> Option<Box<dyn Freezer>> {
             None
         }
     }
+}
+
+/// What runs the hooks.
+fn hooks(config: &Config, application: &Application) -> anyhow::Result<Box<dyn Quiescer>> {
+    let name = std::env::current_exe()?;
+    let command = move || {
+        // Also when the file has been replaced since.
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0(&name).arg(HOOKS_COMMAND);
+        command
+    };
+    let hook =
+        |hook: &config::Hook| Hook { path: hook.path.clone(), within_ms: hook.timeout.0.as_millis() as u64 };
+    let hooks = application.hook.iter().map(hook).collect();
+    let hooks = Hooks::start(Box::new(command), config.vm.clone(), hooks);
+    Ok(Box::new(hooks.context("cannot start the process that runs hooks")?))
 }
 
 fn device_id(path: &Path) -> io::Result<Option<DeviceId>> {

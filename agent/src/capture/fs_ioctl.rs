@@ -1,4 +1,5 @@
-//! The two ioctls that freeze and thaw a mounted file system, and the locking of memory that must stay usable then.
+//! The two ioctls that freeze and thaw a mounted file system, the locking of memory that must stay usable then, and
+//! signals of the processes that outlive the agent.
 
 #![allow(unsafe_code)]
 
@@ -28,6 +29,20 @@ pub(super) fn thaw(dir: impl AsFd) -> io::Result<()> {
 /// Keeps all memory of this process resident, now and from now on.
 pub(super) fn lock_memory() -> io::Result<()> {
     mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE)
+}
+
+/// Holds back the signals by which a service is asked to end. Programs that are started are not affected: they begin
+/// with no signal held back.
+pub(super) fn block_termination() {
+    // SAFETY: the set is initialised before it is used, and the calls change only this process's mask.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+    }
 }
 
 /// Ignores the signals by which a service is asked to end.

@@ -13,6 +13,7 @@ pub mod contents;
 pub mod freeze;
 mod fs_ioctl;
 pub mod heat;
+pub mod hooks;
 pub mod learned;
 pub mod mounts;
 pub mod pack;

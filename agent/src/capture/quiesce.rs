@@ -1,6 +1,6 @@
 //! Asking the VM's applications to hold for a point, and letting them go on.
 //!
-//! Only the interface stands here; the driver's runs the operator's hooks behind it, a simulation has its own.
+//! Only the interface stands here; [`super::hooks`] runs the operator's hooks behind it, a simulation has its own.
 
 use engine::point::{Application, PointId};
 
