@@ -26,10 +26,28 @@ impl LoopDevice {
     /// What `losetup` or the system refuses.
     pub fn create(backing: &Path, bytes: u64) -> Result<Self, LabError> {
         let file = File::create_new(backing).map_err(LabError::io("create", backing))?;
-        let mut device = Self { path: PathBuf::new(), backing: backing.into(), holder: None };
+        let device = Self { path: PathBuf::new(), backing: backing.into(), holder: None };
         file.set_len(bytes).map_err(LabError::io("size", backing))?;
-        let attach =
-            |direct: &str| Tool::new("losetup").args(["--find", "--show", direct]).arg(backing).run();
+        device.attach(&[])
+    }
+
+    /// A device over the file `backing`, which holds a partition table: its partitions are devices, too.
+    ///
+    /// # Errors
+    /// What `losetup` or the system refuses.
+    pub fn with_partitions(backing: &Path) -> Result<Self, LabError> {
+        let device = Self { path: PathBuf::new(), backing: backing.into(), holder: None };
+        let device = device.attach(&["--partscan"])?;
+        // Not every kernel reads partition tables itself.
+        Tool::new("partx").arg("--update").arg(&device.path).run()?;
+        Ok(device)
+    }
+
+    fn attach(mut self, options: &[&str]) -> Result<Self, LabError> {
+        let (backing, device) = (self.backing.clone(), &mut self);
+        let attach = |direct: &str| {
+            Tool::new("losetup").args(["--find", "--show", direct]).args(options).arg(&backing).run()
+        };
         // Not every file system can do direct I/O.
         let attached = attach("--direct-io=on").or_else(|_| attach("--direct-io=off"))?;
         device.path = attached.stdout.trim().into();
@@ -37,7 +55,13 @@ impl LoopDevice {
         // Detaching a device in use is put off until nobody uses it, whatever becomes of us.
         Tool::new("losetup").arg("--detach").arg(&device.path).run()?;
         device.holder = Some(opened.map_err(LabError::io("open", &device.path))?);
-        Ok(device)
+        Ok(self)
+    }
+
+    /// A partition, counted from 1.
+    #[must_use]
+    pub fn partition(&self, number: u32) -> PathBuf {
+        format!("{}p{number}", self.path.display()).into()
     }
 
     /// `/dev/loopN`.

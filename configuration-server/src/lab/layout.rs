@@ -5,6 +5,7 @@
 //! NAME.toml    a configuration per service        log/         a log per service
 //! agent-VM/    an agent's state                   spool/       the process server's
 //! journal/     the master target's                datastore/   with a folder per VM
+//! drills/      what drills write
 //! ```
 
 use std::{

@@ -65,7 +65,7 @@ pub use self::{
     layout::Layout,
     process::isolate,
     service::{Memory, Service},
-    status::{AgentStatus, CopyStatus, DiskStatus, SealedPoint, TargetStatus, Totals, Vmdk},
+    status::{AgentStatus, CopyStatus, DiskStatus, Drill, DrillDisk, SealedPoint, TargetStatus, Totals, Vmdk},
     wait::{Look, check, let_pass, wait_until},
 };
 use self::{
@@ -312,6 +312,44 @@ impl Lab {
     /// See [`Service::ask_with`].
     pub fn undo(&self, vm: &str, on_progress: impl FnMut(Step)) -> Result<(), LabError> {
         self.change(json!({ "ask": "undo", "vm": vm }), on_progress)
+    }
+
+    /// Serves a VM's disks as they were at `point`, an id, a time or `latest`, on the Unix socket `socket`, which is
+    /// made. Ends with the master target at the latest.
+    ///
+    /// # Errors
+    /// See [`Service::ask`].
+    pub fn drill(&self, vm: &str, point: &str, socket: &Path, writable: bool) -> Result<Drill, LabError> {
+        let place = json!({ "socket": socket });
+        self.ask_drill(
+            json!({ "ask": "drill", "vm": vm, "point": point, "place": place, "writable": writable }),
+        )
+    }
+
+    /// Ends a drill; tells how it stood.
+    ///
+    /// # Errors
+    /// See [`Service::ask`].
+    pub fn stop_drill(&self, id: u64) -> Result<Drill, LabError> {
+        self.ask_drill(json!({ "ask": "stop-drill", "id": id }))
+    }
+
+    /// The drills that run.
+    ///
+    /// # Errors
+    /// See [`Service::ask`].
+    pub fn drills(&self) -> Result<Vec<Drill>, LabError> {
+        match self.master_target.ask(json!({ "ask": "drills" }))? {
+            TargetAnswer::Drills(drills) => Ok(drills),
+            other => Err(LabError::unexpected("master-target", format!("answered {other:?}"))),
+        }
+    }
+
+    fn ask_drill(&self, request: serde_json::Value) -> Result<Drill, LabError> {
+        match self.master_target.ask(request)? {
+            TargetAnswer::Drill(drill) => Ok(drill),
+            other => Err(LabError::unexpected("master-target", format!("answered {other:?}"))),
+        }
     }
 
     fn change(&self, request: serde_json::Value, on_progress: impl FnMut(Step)) -> Result<(), LabError> {

@@ -63,6 +63,12 @@ impl Service {
         &self.log
     }
 
+    /// Its binary, for its other commands.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// Its configuration file: a test may change it and [`Self::restart`].
     #[must_use]
     pub fn config(&self) -> &Path {

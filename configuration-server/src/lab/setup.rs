@@ -135,6 +135,7 @@ impl Making<'_> {
             "placement": { "datastore": "lab", "provisioning": self.options.provisioning },
             "device": devices.collect::<Vec<_>>(),
             "retention": { "points": self.options.retention },
+            "drill": { "folder": self.layout.dir("drills") },
         })
     }
 }

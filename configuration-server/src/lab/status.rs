@@ -24,6 +24,26 @@ pub(super) enum TargetAnswer {
     Status(Vec<TargetStatus>),
     Points(Vec<SealedPoint>),
     Restored(serde::de::IgnoredAny),
+    Drill(Drill),
+    Drills(Vec<Drill>),
+}
+
+/// A drill of a point.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Drill {
+    /// Its number.
+    pub id: u64,
+    /// Its disks, in the order of the VM's.
+    pub disks: Vec<DrillDisk>,
+    /// Bytes that were written to it.
+    pub overlay_bytes: u64,
+}
+
+/// A disk of a drill.
+#[derive(Clone, Debug, Deserialize)]
+pub struct DrillDisk {
+    /// How NBD clients name it.
+    pub uri: String,
 }
 
 /// How an agent stands.

@@ -19,7 +19,7 @@ use super::{error::LabError, process::tie, wait::check};
 const SYSTEM_DIRS: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
 
 /// Which package a program is in, by the name that most distributions give it.
-const PACKAGES: [(&str, &str); 9] = [
+const PACKAGES: [(&str, &str); 15] = [
     ("mke2fs", "e2fsprogs"),
     ("e2fsck", "e2fsprogs"),
     ("debugfs", "e2fsprogs"),
@@ -29,6 +29,12 @@ const PACKAGES: [(&str, &str); 9] = [
     ("fsfreeze", "util-linux"),
     ("cargo", "rust (https://rustup.rs)"),
     ("qemu-img", "qemu-utils"),
+    ("qemu-io", "qemu-utils"),
+    ("qemu-nbd", "qemu-utils"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("nbdcopy", "libnbd-bin"),
+    ("debootstrap", "debootstrap"),
+    ("extlinux", "extlinux"),
 ];
 
 /// Time between two looks at a running program.
