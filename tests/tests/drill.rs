@@ -129,7 +129,8 @@ fn from_another_machine_only_with_tls_and_an_operators_certificate() {
         match tls {
             None => command.arg(image).arg(copy).run().map(drop),
             Some(dir) => {
-                let keys = format!("tls-creds-x509,id=tls,endpoint=client,sanity-check=off,dir={}", dir.display());
+                let keys =
+                    format!("tls-creds-x509,id=tls,endpoint=client,sanity-check=off,dir={}", dir.display());
                 let image = format!("{image},tls-creds=tls,tls-hostname=homeward.internal");
                 command.arg(image).args(["--object", &keys]).arg(copy).run().map(drop)
             }
@@ -174,7 +175,9 @@ fn keys(lab: &Lab, role: Role) -> PathBuf {
     let dir = lab.layout().dir(&format!("client-{role}"));
     let identity = Identity::new(role, "alice").unwrap();
     let files = pki::issue(&lab.layout().dir("keys"), &identity, &dir, Validity::days(1)).unwrap();
-    for (file, name) in [(files.ca, "ca-cert.pem"), (files.cert, "client-cert.pem"), (files.key, "client-key.pem")] {
+    for (file, name) in
+        [(files.ca, "ca-cert.pem"), (files.cert, "client-cert.pem"), (files.key, "client-key.pem")]
+    {
         fs::rename(file, dir.join(name)).unwrap();
     }
     dir

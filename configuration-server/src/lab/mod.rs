@@ -65,7 +65,9 @@ pub use self::{
     layout::Layout,
     process::isolate,
     service::{Memory, Service},
-    status::{AgentStatus, CopyStatus, DiskStatus, Drill, DrillDisk, SealedPoint, TargetStatus, Totals, Vmdk},
+    status::{
+        AgentStatus, CopyStatus, DiskStatus, Drill, DrillDisk, SealedPoint, TargetStatus, Totals, Vmdk,
+    },
     wait::{Look, check, let_pass, wait_until},
 };
 use self::{
