@@ -5,6 +5,7 @@
 
 mod barrier;
 mod disk;
+mod drill;
 mod figures;
 mod fio;
 mod memory;
@@ -29,6 +30,7 @@ Examples (as root, in release mode, on an otherwise idle machine):
   homeward-bench barrier --load fsync --json
   homeward-bench overhead --rounds 200
   homeward-bench memory --disk 8GiB
+  homeward-bench drill --disk 1GiB            against qemu-nbd
   cargo bench -p homeward-bench               the hot stages, without root
 
 Exit codes: 0 measured, 1 failed, 2 wrong arguments, 5 refused (not root, or a tool is missing), 130 interrupted.";
@@ -86,6 +88,15 @@ enum Command {
         #[arg(long, default_value_t = 120)]
         seconds: u64,
     },
+    /// A drill against qemu-nbd serving the same raw image, in turns.
+    Drill {
+        /// Pairs of slices of each way of reading and writing.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
+        /// Milliseconds of one slice.
+        #[arg(long, default_value_t = 2000)]
+        slice_ms: u64,
+    },
     /// Started by `barrier`: thaws file systems should it fail to.
     #[command(hide = true, name = WATCHDOG_COMMAND)]
     FreezeWatchdog,
@@ -136,6 +147,9 @@ fn run(cli: &Cli, stop: &Shutdown) -> anyhow::Result<()> {
         }
         Command::Memory { seconds } => {
             print(cli.json, &memory::run(&scratch, Duration::from_secs(*seconds), stop)?)
+        }
+        Command::Drill { rounds, slice_ms } => {
+            print(cli.json, &drill::run(&scratch, *rounds, Duration::from_millis(*slice_ms), stop)?)
         }
         Command::FreezeWatchdog => Ok(()),
     }
