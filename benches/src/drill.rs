@@ -145,7 +145,9 @@ fn measure(
         .args(mode.options)
         .until(stop)
         .run()?;
-    let report: serde_json::Value = serde_json::from_str(&done.stdout).context("fio's report is no JSON")?;
+    // The engine says first to whom it is connected.
+    let report = done.stdout.find('{').map_or("", |begin| &done.stdout[begin..]);
+    let report: serde_json::Value = serde_json::from_str(report).context("fio's report is no JSON")?;
     let job = &report["jobs"][0][if mode.writes { "write" } else { "read" }];
     let number = |value: &serde_json::Value| value.as_f64().context("fio's report lacks a figure");
     Ok((number(&job["bw_bytes"])?, number(&job["lat_ns"]["mean"])? / 1000.0))
