@@ -73,6 +73,12 @@ pub const HOOKS: usize = 32;
 
 /// What a hook's time limit may be at most.
 pub const HOOK: Duration = Duration::from_secs(3600);
+/// How long file systems may stay frozen for a point that the VMs of a group share: until the slowest is frozen, too,
+/// and the word to go on has arrived.
+pub const GROUP_FREEZE: Duration = Duration::from_millis(100);
+
+/// VMs of one group.
+pub const GROUP_MEMBERS: usize = STREAMS;
 
 /// How long a peer may take over the TLS and session handshakes.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);

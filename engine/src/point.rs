@@ -20,6 +20,41 @@ impl PointId {
     }
 }
 
+/// Identity of a moment that the VMs of a group share. Random.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BarrierId(pub uuid::Uuid);
+
+impl BarrierId {
+    /// A new one.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(uuid::Uuid::new_v4())
+    }
+}
+
+impl std::fmt::Display for BarrierId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a point shares with those of other VMs: at one instant all of `members` were frozen, and each one's point
+/// of this barrier is its disks at that instant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupMark {
+    /// The group's name.
+    pub group: String,
+    /// Which of its moments.
+    pub barrier: BarrierId,
+    /// The VMs that share it, in order. A restore must ask whether each has a point of this barrier.
+    pub members: Vec<String>,
+    /// Those of the group that do not, in order.
+    pub missing: Vec<String>,
+    /// Microseconds from the first member's word that it was frozen to the last one's, at the process server's clock.
+    pub skew_us: u64,
+}
+
 impl std::fmt::Display for PointId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.fmt(f)
@@ -149,6 +184,9 @@ pub struct Point {
     /// What became of the wish for an application-consistent point, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub application: Option<Application>,
+    /// What it shares with points of other VMs, if it was made for a group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupMark>,
 }
 
 impl Point {

@@ -7,6 +7,7 @@ pub mod admin;
 pub mod config;
 pub mod driver;
 pub mod greeting;
+pub mod group;
 pub mod limits;
 pub mod metrics;
 pub mod node;

@@ -35,3 +35,31 @@ pub const INBOX: usize = 8;
 
 /// Frame bytes that wait for the socket to the master target; one frame is always allowed.
 pub const OUTBOX: usize = 1 << 20;
+
+/// How long the members of a group may take until little is left to capture.
+pub const GROUP_PREPARE: Duration = Duration::from_secs(60);
+
+/// How long they may take to hold applications and write out what file systems hold back.
+pub const GROUP_QUIESCE: Duration = Duration::from_secs(60);
+
+/// How long they may take to freeze and capture. What is left of [`engine::limits::GROUP_FREEZE`] is for the word to
+/// go on, and for those that were quick.
+pub const GROUP_HOLD: Duration = Duration::from_millis(70);
+
+/// How long they may take to say that they go on. Nothing is frozen any more.
+pub const GROUP_RELEASE: Duration = Duration::from_secs(5);
+
+/// How often a group is held for one point, before those that it fails for are left out or it is given up.
+pub const GROUP_TRIES: u32 = 5;
+
+/// How long after a failure a group's next point is tried, if its interval is not shorter.
+pub const GROUP_RETRY: Duration = Duration::from_secs(30);
+
+/// How long a common point may take to become durable before it is no longer waited for.
+pub const GROUP_CONFIRM: Duration = Duration::from_secs(600);
+
+/// Common points of a group that are waited for at once.
+pub const GROUP_UNCONFIRMED: usize = 16;
+
+/// Groups of a process server.
+pub const GROUPS: usize = 16;

@@ -9,10 +9,10 @@ use std::path::Path;
 
 use agent::tracker::ebpf::layout as tracker;
 use engine::{
-    frame::{Control, PROTOCOL, Refusal, layout as frame},
+    frame::{Control, GroupOrder, GroupReport, PROTOCOL, Refusal, layout as frame},
     io::{Storage, sim::SimStorage},
     net::Role,
-    point::{Consistency, Point},
+    point::{BarrierId, Consistency, GroupMark, Point, PointId},
 };
 use master_target::journal::{Catalogue, layout as undo};
 use process_server::spool::layout as spool;
@@ -214,7 +214,9 @@ fn every_control_message_has_an_example() {
         Control::Hold { .. } => 4,
         Control::Verify { .. } => 5,
         Control::Resend { .. } => 6,
-        Control::Ping => 7,
+        Control::GroupOrder { .. } => 7,
+        Control::GroupReport { .. } => 8,
+        Control::Ping => 9,
     };
     let examples = example("jsonl control");
     for (line, json) in examples.iter().enumerate() {
@@ -222,7 +224,7 @@ fn every_control_message_has_an_example() {
         assert_eq!(index(&message), line);
         assert_eq!(&serde_json::to_string(&message).unwrap(), json);
     }
-    assert_eq!(examples.len(), 8);
+    assert_eq!(examples.len(), 10);
 
     let refusals = words("refusal");
     for word in &refusals {
@@ -239,6 +241,40 @@ fn every_control_message_has_an_example() {
         }
     }
     assert_eq!(refusals.len(), 8);
+    let mark = GroupMark {
+        group: "shop".into(),
+        barrier: BarrierId(uuid::Uuid::from_u128(1)),
+        members: vec!["web-01".into()],
+        missing: Vec::new(),
+        skew_us: 0,
+    };
+    let reason = String::new();
+    let orders = [
+        GroupOrder::Prepare { group: "shop".into(), application: true },
+        GroupOrder::Quiesce,
+        GroupOrder::Hold,
+        GroupOrder::Release,
+        GroupOrder::Seal { mark },
+        GroupOrder::Abort { reason: reason.clone() },
+    ];
+    let point = PointId(uuid::Uuid::from_u128(2));
+    let reports = [
+        GroupReport::Ready,
+        GroupReport::Quiesced,
+        GroupReport::Held,
+        GroupReport::Released { frozen_us: 0 },
+        GroupReport::Durable { point },
+        GroupReport::Failed { reason },
+    ];
+    let tags = |values: Vec<serde_json::Value>, tag: &str| -> Vec<String> {
+        values.iter().map(|value| value[tag].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(
+        words("group-order"),
+        tags(orders.map(|order| serde_json::to_value(order).unwrap()).into(), "order")
+    );
+    let reports = reports.map(|report| serde_json::to_value(report).unwrap());
+    assert_eq!(words("group-report"), tags(reports.into(), "report"));
     assert_eq!(words("role"), Role::ALL.map(Role::as_str));
 }
 
@@ -248,10 +284,11 @@ fn a_seal_and_a_catalogue_read_as_described() {
     for json in &examples {
         let point: Point = serde_json::from_str(json).unwrap();
         assert_eq!(&point.to_json(), json);
+        assert!(point.group.as_ref().is_none_or(|mark| mark.check().is_ok()));
         let failed = point.application.is_some_and(|application| application.failed.is_some());
         assert!(!failed || point.consistency == Consistency::CrashConsistent);
     }
-    assert_eq!(examples.len(), 3, "with every form of a field");
+    assert_eq!(examples.len(), 4, "with every form of a field");
 
     let [line] = &example("text catalogue")[..] else { panic!("one line") };
     let storage = SimStorage::new();

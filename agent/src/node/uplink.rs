@@ -165,6 +165,8 @@ impl Uplink {
             }
             Control::Verify { leaves } if !greeting => Ok(Some(News::Verify(leaves))),
             Control::Resend { leaves } if !greeting => Ok(Some(News::Resend(leaves))),
+            Control::GroupOrder { .. } => Err(SessionError::OutOfTurn("group-order")),
+            Control::GroupReport { .. } => Err(SessionError::OutOfTurn("group-report")),
             Control::Hello { .. } => Err(SessionError::OutOfTurn("hello")),
             Control::Welcome { .. } => Err(SessionError::OutOfTurn("welcome")),
             Control::Refused { .. } => Err(SessionError::OutOfTurn("refused")),

@@ -215,6 +215,7 @@ impl Node {
             residual_bytes: captured.residual_bytes,
             frozen_us: captured.frozen.as_micros() as u64,
             application,
+            group: None,
         };
         let frame = Packed::seal_of(&point).seal(self.stream.id, &sender.last());
         let seq = frame.header().seq;

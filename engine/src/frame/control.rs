@@ -5,14 +5,20 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Frame, FrameError, Kind, Position, packed::Packed};
+use super::{
+    Frame, FrameError, Kind, Position,
+    group::{GroupOrder, GroupReport},
+    packed::Packed,
+};
 use crate::{
     digest::leaves_in,
     limits,
+    point::BarrierId,
     units::{DiskIndex, Seq, StreamId},
 };
 
-/// Version of the conversation. 1, 2026-11: the first. 2, 2026-11: verification (`verify`, `resend`, digests frames).
+/// Version of the conversation. 1, 2026-11: the first. 2, 2026-11: verification (`verify`, `resend`, digests frames);
+/// orders and reports of groups.
 pub const PROTOCOL: u16 = 2;
 
 /// What is being replicated.
@@ -123,6 +129,22 @@ pub enum Control {
         /// At most [`limits::LEAF_RANGES`].
         leaves: Vec<LeafRange>,
     },
+    /// The process server tells a member of a group what to do for a common point.
+    GroupOrder {
+        /// Which point.
+        barrier: BarrierId,
+        /// What.
+        #[serde(flatten)]
+        order: GroupOrder,
+    },
+    /// A member tells how far it is.
+    GroupReport {
+        /// With which point.
+        barrier: BarrierId,
+        /// How far.
+        #[serde(flatten)]
+        report: GroupReport,
+    },
     /// Keeps an idle connection alive.
     Ping,
 }
@@ -152,7 +174,8 @@ impl Control {
                 return Err(FrameError::Malformed("a position that no stream reaches"));
             }
             Control::Verify { leaves } | Control::Resend { leaves } => check_leaves(leaves)?,
-            Control::Refused { .. } | Control::Hold { .. } | Control::Ping => {}
+            Control::GroupOrder { order, .. } => order.check()?,
+            Control::Refused { .. } | Control::Hold { .. } | Control::GroupReport { .. } | Control::Ping => {}
         }
         Ok(message)
     }
@@ -179,12 +202,7 @@ impl StreamInfo {
     /// [`FrameError::Malformed`] with the rule that is broken.
     pub fn check(&self) -> Result<(), FrameError> {
         let malformed = |what| Err(FrameError::Malformed(what));
-        let sensible = |name: &str| {
-            (1..=63).contains(&name.len())
-                && !name.starts_with(['.', '-'])
-                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-        };
-        if !sensible(&self.vm) {
+        if !is_name(&self.vm) {
             return malformed(
                 "VM name must be 1 to 63 letters, digits, '.', '_', '-', not starting with '.' or '-'",
             );
@@ -193,7 +211,7 @@ impl StreamInfo {
             return malformed("a VM has 1 to 60 disks");
         }
         for (index, disk) in self.disks.iter().enumerate() {
-            if !sensible(&disk.name) || self.disks[..index].iter().any(|other| other.name == disk.name) {
+            if !is_name(&disk.name) || self.disks[..index].iter().any(|other| other.name == disk.name) {
                 return malformed("disk names must be unique, of 1 to 63 letters, digits, '.', '_', '-'");
             }
             if disk.bytes == 0 || disk.bytes > limits::DISK_BYTES || disk.bytes % 512 != 0 {
@@ -202,4 +220,13 @@ impl StreamInfo {
         }
         Ok(())
     }
+}
+
+/// Whether something may be the name of a VM, a disk or a group: 1 to 63 letters, digits, '.', '_', '-', not beginning
+/// with '.' or '-'.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && !name.starts_with(['.', '-'])
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }

@@ -11,6 +11,7 @@ mod control;
 mod deframer;
 mod digests;
 mod error;
+mod group;
 mod header;
 pub mod layout;
 mod packed;
@@ -19,10 +20,11 @@ mod packed;
 mod tests;
 
 pub use body::{Content, ContentBuilder, Payload};
-pub use control::{Control, DiskInfo, LeafRange, PROTOCOL, Refusal, StreamInfo};
+pub use control::{Control, DiskInfo, LeafRange, PROTOCOL, Refusal, StreamInfo, is_name};
 pub use deframer::Deframer;
 pub use digests::LeafDigests;
 pub use error::FrameError;
+pub use group::{GroupOrder, GroupReport};
 pub use header::{Codec, Header, Kind};
 pub use packed::Packed;
 
@@ -114,6 +116,7 @@ impl Frame {
                 if point.epoch != self.header.epoch {
                     return Err(FrameError::Malformed("seal of another epoch than its frame's"));
                 }
+                point.group.as_ref().map_or(Ok(()), crate::point::GroupMark::check)?;
                 Ok(Opened::Seal(point))
             }
             Kind::Digests => Ok(Opened::Digests(LeafDigests::parse(&content, self.header.extents)?)),

@@ -173,6 +173,7 @@ fn a_seal_carries_its_point() {
         residual_bytes: 8192,
         frozen_us: 0,
         application: None,
+        group: None,
     };
     let before = Position { seq: Seq(9), epoch: Epoch(3), chain: Digest::ZERO };
     let frame = Packed::seal_of(&point).seal(STREAM, &before);

@@ -87,6 +87,7 @@ fn sealed(layer: u64) -> Record {
         residual_bytes: 8192,
         frozen_us: 0,
         application: None,
+        group: None,
     };
     let position = Position { epoch: Epoch(layer + 1), ..position(layer * 10) };
     let sealed_at = "2026-11-23T02:00:01.5Z".parse().unwrap();

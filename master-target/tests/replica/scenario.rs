@@ -123,6 +123,7 @@ impl Source {
             residual_bytes: 0,
             frozen_us: 0,
             application: None,
+            group: None,
         };
         self.points.push((id, self.images.clone()));
         self.place(Packed::seal_of(&point))

@@ -167,6 +167,7 @@ fn point(epoch: Epoch) -> Point {
         residual_bytes: 0,
         frozen_us: 0,
         application: None,
+        group: None,
     }
 }
 
