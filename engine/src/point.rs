@@ -186,7 +186,7 @@ pub struct Point {
     pub application: Option<Application>,
     /// What it shares with points of other VMs, if it was made for a group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub group: Option<GroupMark>,
+    pub group: Option<Box<GroupMark>>,
 }
 
 impl Point {

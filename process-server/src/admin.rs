@@ -3,14 +3,38 @@
 use engine::service::quantity::Size;
 use serde::{Deserialize, Serialize};
 
-use crate::node::StreamStatus;
+use crate::{
+    group::{GroupPoint, GroupStatus},
+    node::StreamStatus,
+};
 
 /// A question to the service.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "kebab-case")]
 pub enum Request {
-    /// How everything stands; answered with a [`ServerStatus`].
+    /// How everything stands.
     Status,
+    /// A common point of a group, of what the disks hold from now on.
+    Point {
+        /// The group's name.
+        group: String,
+        /// Whether applications are to be held, too.
+        application: bool,
+        /// Answer only when it is durable at every member.
+        wait: bool,
+    },
+}
+
+/// Its answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(ServerStatus),
+    /// To [`Request::Point`] without waiting.
+    Requested,
+    /// To [`Request::Point`].
+    Durable(GroupPoint),
 }
 
 /// The service as it stands.
@@ -28,6 +52,8 @@ pub struct ServerStatus {
     pub refused_connections: u64,
     /// Streams in memory; others have nothing to do.
     pub streams: Vec<StreamReport>,
+    /// Groups of VMs that share points.
+    pub groups: Vec<GroupStatus>,
 }
 
 /// A stream as it stands, and how fast it is.

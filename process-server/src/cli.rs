@@ -1,22 +1,25 @@
 //! Output of `status`.
 
+use std::time::Duration;
+
 use engine::{
     service::{
         admin,
-        quantity::{Rate, Size},
+        quantity::{Period, Rate, Size},
     },
     units::Seq,
 };
 use process_server::{
-    admin::{Request, ServerStatus, StreamReport},
+    admin::{Request, Response, ServerStatus, StreamReport},
     config::Config,
+    group::{GroupPoint, GroupPointState, GroupStatus},
     node::TargetStatus,
 };
 use serde_json::json;
 
 /// Asks the service and prints what it says.
 pub(crate) fn status(config: &Config, as_json: bool) -> anyhow::Result<()> {
-    let status: ServerStatus = admin::call(&config.admin, &Request::Status, |_| {})?;
+    let Response::Status(status) = ask(config, &Request::Status)? else { return other_version() };
     if as_json {
         let mut object = serde_json::to_value(&status)?;
         object["ok"] = json!(true);
@@ -27,6 +30,28 @@ pub(crate) fn status(config: &Config, as_json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Asks for a common point.
+pub(crate) fn point(config: &Config, request: Request, as_json: bool) -> anyhow::Result<()> {
+    match ask(config, &request)? {
+        Response::Durable(point) if as_json => println!("{}", json!({ "ok": true, "point": point })),
+        Response::Durable(point) => println!("{}", point.mark.barrier),
+        Response::Requested if as_json => println!("{}", json!({ "ok": true, "requested": true })),
+        Response::Requested => {
+            println!("A point was requested; `homeward-process-server status` shows it when it is made.");
+        }
+        Response::Status(_) => return other_version(),
+    }
+    Ok(())
+}
+
+fn ask(config: &Config, request: &Request) -> anyhow::Result<Response> {
+    Ok(admin::call(&config.admin, request, |_| {})?)
+}
+
+fn other_version() -> anyhow::Result<()> {
+    anyhow::bail!("the service answered something else; is it of this version?")
+}
+
 fn text(status: &ServerStatus) -> String {
     let limit = status.rate_limit.map_or("no limit".to_owned(), |rate| format!("at most {}", Rate(rate)));
     let mut text = format!(
@@ -34,16 +59,57 @@ fn text(status: &ServerStatus) -> String {
         status.spool_used, status.spool_limit, status.target, status.refused_connections
     );
     if status.streams.is_empty() {
-        return text + "No VM has anything to do here.\n";
+        text += "No VM has anything to do here.\n";
+    } else {
+        text += &table(status);
     }
+    status.groups.iter().for_each(|group| text += &describe(group));
+    text
+}
+
+fn table(status: &ServerStatus) -> String {
     let head = ["VM", "AGENT", "TARGET", "SPOOLED", "DURABLE", "SPOOL", "IN", "OUT", "STATE"];
     let rows: Vec<[String; 9]> =
         std::iter::once(head.map(ToOwned::to_owned)).chain(status.streams.iter().map(row)).collect();
+    let mut text = String::new();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     for row in &rows {
         let padded = |(column, cell): (usize, &String)| format!("{cell:<width$}", width = width(column));
         text += row.iter().enumerate().map(padded).collect::<Vec<_>>().join("  ").trim_end();
         text += "\n";
+    }
+    text
+}
+
+fn describe(group: &GroupStatus) -> String {
+    let period = |seconds: f64| Period(Duration::from_secs(seconds as u64));
+    let every = group.interval_s.map_or("on demand".to_owned(), |s| format!("every {}", period(s)));
+    let away: Vec<_> =
+        group.members.iter().filter(|member| !member.connected).map(|member| member.vm.as_str()).collect();
+    let mut text =
+        format!("group {}: {} VMs, points {every}, {}\n", group.name, group.members.len(), group.activity);
+    if !away.is_empty() {
+        text += &format!("  not connected: {}\n", away.join(", "));
+    }
+    if let (Some(GroupPoint { mark, state, .. }), Some(ago)) = (&group.last, group.last_s) {
+        let state = match state {
+            GroupPointState::Sealed => "on its way",
+            GroupPointState::Durable => "durable",
+            GroupPointState::Unconfirmed => "unconfirmed",
+        };
+        text += &format!(
+            "  barrier {}  {} ago  {state}, {} members, skew {:.1} ms\n",
+            mark.barrier,
+            period(ago),
+            mark.members.len(),
+            mark.skew_us as f64 / 1000.0
+        );
+        if !mark.missing.is_empty() {
+            text += &format!("  made without: {}\n", mark.missing.join(", "));
+        }
+    }
+    if let Some(failure) = &group.failure {
+        text += &format!("  no point: {failure}\n");
     }
     text
 }
@@ -77,8 +143,16 @@ fn row(report: &StreamReport) -> [String; 9] {
 
 #[cfg(test)]
 mod tests {
-    use engine::units::{Epoch, StreamId};
-    use process_server::node::{Counts, StreamStatus};
+    use std::collections::BTreeMap;
+
+    use engine::{
+        point::{BarrierId, GroupMark},
+        units::{Epoch, StreamId},
+    };
+    use process_server::{
+        group::{GroupCounts, MemberStatus, Partial},
+        node::{Counts, StreamStatus},
+    };
 
     use super::*;
 
@@ -107,6 +181,7 @@ mod tests {
             rate_limit: None,
             refused_connections: 0,
             streams: vec![report],
+            groups: vec![group()],
         };
         let text = text(&server);
         let lines: Vec<_> = text.lines().collect();
@@ -114,5 +189,33 @@ mod tests {
         let column = |line: &str, what: &str| line.find(what).unwrap();
         assert_eq!(column(lines[1], "DURABLE"), column(lines[2], "1180"));
         assert_eq!(column(lines[1], "STATE"), column(lines[2], "waiting: the spool is full"));
+        assert_eq!(lines[3], "group shop: 2 VMs, points every 15m, waiting");
+        assert_eq!(lines[4], "  not connected: db-01");
+        let barrier = uuid::Uuid::from_u128(7);
+        assert_eq!(lines[5], format!("  barrier {barrier}  1m 2s ago  durable, 1 members, skew 4.2 ms"));
+        assert_eq!(lines[6], "  made without: db-01");
+    }
+
+    fn group() -> GroupStatus {
+        let mark = GroupMark {
+            group: "shop".into(),
+            barrier: BarrierId(uuid::Uuid::from_u128(7)),
+            members: vec!["web-01".into()],
+            missing: vec!["db-01".into()],
+            skew_us: 4200,
+        };
+        let member = |vm: &str, connected| MemberStatus { vm: vm.into(), connected };
+        GroupStatus {
+            name: "shop".into(),
+            members: vec![member("web-01", true), member("db-01", false)],
+            interval_s: Some(900.0),
+            application: false,
+            partial: Partial::Allow,
+            activity: "waiting".into(),
+            last: Some(GroupPoint { mark, state: GroupPointState::Durable, points: BTreeMap::new() }),
+            last_s: Some(62.4),
+            failure: None,
+            counts: GroupCounts::default(),
+        }
     }
 }

@@ -1,20 +1,29 @@
 //! The service's configuration file. A commented example is `process-server.toml` in this crate's folder.
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use engine::{
+    frame::is_name,
+    limits as engine_limits,
     net::TlsFiles,
     service::{
         config::ConfigError,
-        quantity::{Rate, Size},
+        quantity::{Period, Rate, Size},
     },
 };
 use serde::Deserialize;
 
-use crate::{limits, spool::Bounds, throttle};
+use crate::{
+    group::{self, Partial},
+    limits,
+    spool::Bounds,
+    throttle,
+};
 
 /// `process-server.toml`.
 #[derive(Clone, Debug, Deserialize)]
@@ -36,7 +45,31 @@ pub struct Config {
     pub tls: TlsFiles,
     /// The spool.
     pub spool: SpoolConfig,
+    /// Groups of VMs that share points.
+    #[serde(default)]
+    pub group: Vec<GroupConfig>,
 }
+
+/// `[[group]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupConfig {
+    /// Its name.
+    pub name: String,
+    /// Names of its VMs, as in their agents' configurations.
+    pub vms: Vec<String>,
+    /// Time from one common point to the next; on demand only if not said.
+    pub interval: Option<Period>,
+    /// Whether applications are held for the points of the interval.
+    #[serde(default)]
+    pub application: bool,
+    /// What happens when a member is missing.
+    #[serde(default)]
+    pub partial: Partial,
+}
+
+/// Least time between two common points of a group.
+const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// `[spool]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -72,7 +105,58 @@ impl Config {
         if config.rate.is_some_and(|rate| rate < throttle::LEAST) {
             return wrong(format!("rate must be at least {}; leave it out for no limit", throttle::LEAST));
         }
+        config
+            .check_groups()
+            .map_err(|message| ConfigError::Inconsistent { path: path.to_owned(), message })?;
         Ok(config)
+    }
+
+    fn check_groups(&self) -> Result<(), String> {
+        if self.group.len() > limits::GROUPS {
+            return Err(format!("there may be at most {} [[group]] sections", limits::GROUPS));
+        }
+        let mut of_vm = HashMap::new();
+        for (index, GroupConfig { name, vms, interval, .. }) in self.group.iter().enumerate() {
+            if !is_name(name) || self.group[..index].iter().any(|other| other.name == *name) {
+                return Err(format!(
+                    "group {name:?}: names must differ, be of 1 to 63 letters, digits, '.', '_', '-', and begin with \
+                     neither '.' nor '-'"
+                ));
+            }
+            if vms.is_empty() || vms.len() > engine_limits::GROUP_MEMBERS {
+                return Err(format!("group {name:?} must have 1 to {} vms", engine_limits::GROUP_MEMBERS));
+            }
+            if interval.is_some_and(|interval| interval.0 < SHORTEST_INTERVAL) {
+                return Err(format!(
+                    "group {name:?}: interval must be at least {}",
+                    Period(SHORTEST_INTERVAL)
+                ));
+            }
+            for vm in vms {
+                if !is_name(vm) {
+                    return Err(format!("group {name:?}: {vm:?} is no name of a VM"));
+                }
+                if let Some(other) = of_vm.insert(vm, name) {
+                    return Err(format!(
+                        "VM {vm:?} is in groups {other:?} and {name:?}; it can be in one, once"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The groups, for their coordinator.
+    #[must_use]
+    pub fn groups(&self) -> Vec<group::Settings> {
+        let settings = |config: &GroupConfig| group::Settings {
+            name: config.name.clone(),
+            vms: config.vms.clone(),
+            interval: config.interval.map(|interval| interval.0),
+            application: config.application,
+            partial: config.partial,
+        };
+        self.group.iter().map(settings).collect()
     }
 
     /// How much the spool may hold.
@@ -100,12 +184,17 @@ mod tests {
         assert!(read(EXAMPLE).unwrap().rate.is_none());
         let all: String = EXAMPLE
             .lines()
-            .map(|line| line.strip_prefix("# ").filter(|rest| rest.contains(" = ")).unwrap_or(line))
+            .map(|line| {
+                let setting = |rest: &&str| rest.contains(" = ") || rest.starts_with("[[");
+                line.strip_prefix("# ").filter(setting).unwrap_or(line)
+            })
             .flat_map(|line| [line, "\n"])
             .collect();
         let config = read(&all).unwrap();
         assert_eq!(config.rate, Some(Rate(25_000_000)));
         assert_eq!(config.bounds(), Bounds::new(50 << 30, 20 << 30));
+        let [group] = &config.groups()[..] else { panic!("one group") };
+        assert_eq!((group.name.as_str(), group.vms.len(), group.partial), ("shop", 2, Partial::Refuse));
     }
 
     #[test]
@@ -115,6 +204,10 @@ mod tests {
             ("# per_stream = \"20GiB\"", "per_stream = \"80GiB\"", "spool.per_stream"),
             ("# per_stream = \"20GiB\"", "per_stream = \"8KiB\"", "spool.per_stream"),
             ("# rate = \"200Mbit/s\"", "rate = \"1kB/s\"", "rate"),
+            ("# [[group]]", "[[group]]\nname = \"a/b\"\nvms = [\"x\"]", "\"a/b\""),
+            ("# [[group]]", "[[group]]\nname = \"a\"\nvms = []", "1 to 16 vms"),
+            ("# [[group]]", "[[group]]\nname = \"a\"\nvms = [\"x\", \"x\"]", "\"x\" is in groups"),
+            ("# [[group]]", "[[group]]\nname = \"a\"\nvms = [\"x\"]\ninterval = \"1ms\"", "interval"),
             ("listen =", "lisen =", "lisen"),
         ] {
             assert!(EXAMPLE.contains(from), "{from}");

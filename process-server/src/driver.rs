@@ -4,6 +4,7 @@
 
 mod agent;
 mod event;
+mod groups;
 mod stream;
 mod target;
 
@@ -29,11 +30,15 @@ use engine::{
     },
     units::StreamId,
 };
-use tokio::{runtime::Handle, sync::mpsc};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, oneshot},
+};
 
-use self::event::Event;
+use self::{event::Event, groups::Groups};
 use crate::{
     admin::{ServerStatus, StreamReport},
+    group::{self, GroupPoint},
     metrics::Metrics,
     node::{ConnectionId, OpenStorage, StreamStatus},
     spool::{Bounds, Room, layout},
@@ -56,6 +61,8 @@ pub struct Settings {
     pub bounds: Bounds,
     /// Bandwidth towards the master target.
     pub rate: Option<Rate>,
+    /// Groups of VMs that share points.
+    pub groups: Vec<group::Settings>,
 }
 
 /// All streams of this process server.
@@ -64,6 +71,7 @@ pub struct Server {
     room: Arc<Room>,
     throttle: Mutex<Throttle>,
     metrics: Metrics,
+    groups: Groups,
     streams: Mutex<Streams>,
     connections: AtomicU64,
     refused: AtomicU64,
@@ -98,10 +106,12 @@ impl Server {
     pub fn new(settings: Settings, metrics: Metrics) -> Arc<Self> {
         let room = Arc::new(Room::new(settings.bounds));
         let throttle = Mutex::new(Throttle::new(settings.rate, Instant::now()));
+        let groups = Groups::new(settings.groups.clone(), metrics.clone());
         Arc::new(Self {
             room,
             throttle,
             metrics,
+            groups,
             settings,
             streams: Mutex::default(),
             connections: AtomicU64::new(0),
@@ -119,6 +129,8 @@ impl Server {
         lock(&self.streams).waiting = names.iter().filter_map(|name| layout::stream_of(name)).collect();
         self.start_waiting();
         tokio::spawn(Arc::clone(&self).sample(stop.clone()));
+        let (server, until) = (Arc::clone(&self), stop.clone());
+        tokio::spawn(async move { server.groups.run(until).await });
         loop {
             let incoming = tokio::select! {
                 () = stop.requested() => break,
@@ -162,7 +174,27 @@ impl Server {
             rate_limit: self.settings.rate.map(|rate| rate.0),
             refused_connections: self.refused.load(Ordering::Relaxed),
             streams,
+            groups: self.groups.status(),
         }
+    }
+
+    /// Asks for a common point of a group. The receiver gets it when it is durable at every member, or why there is
+    /// none.
+    ///
+    /// # Errors
+    /// If there is no such group: which there are.
+    pub fn request_point(
+        &self,
+        group: &str,
+        application: bool,
+    ) -> Result<oneshot::Receiver<Result<GroupPoint, String>>, String> {
+        self.groups.request(group, application).ok_or_else(|| {
+            let known: Vec<_> = self.settings.groups.iter().map(|group| group.name.as_str()).collect();
+            match &known[..] {
+                [] => format!("no group {group:?}: the configuration has no [[group]]"),
+                known => format!("no group {group:?}: there are {}", known.join(", ")),
+            }
+        })
     }
 
     /// What is wrong, for `/healthz`.

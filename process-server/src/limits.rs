@@ -36,6 +36,9 @@ pub const INBOX: usize = 8;
 /// Frame bytes that wait for the socket to the master target; one frame is always allowed.
 pub const OUTBOX: usize = 1 << 20;
 
+/// Reports of one agent that wait until the frames before them are spooled. A barrier takes five.
+pub const REPORTS: usize = 64;
+
 /// How long the members of a group may take until little is left to capture.
 pub const GROUP_PREPARE: Duration = Duration::from_secs(60);
 

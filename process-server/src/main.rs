@@ -11,13 +11,14 @@ use engine::{
     net::{Credentials, Listener, Role},
     service::{
         admin::{AdminServer, Failure, Reporter},
-        exit, logging,
+        exit::{self, Code},
+        logging,
         metrics::{self, MetricsServer},
         shutdown::Shutdown,
     },
 };
 use process_server::{
-    admin::Request,
+    admin::{Request, Response},
     config::Config,
     driver::{Server, Settings},
     metrics::Metrics,
@@ -28,6 +29,7 @@ Examples:
   homeward-process-server serve --config /etc/homeward/process-server.toml
   homeward-process-server status
   homeward-process-server status --json
+  homeward-process-server point shop --wait   (prints the barrier's id when all members' points can be restored)
 
 Exit codes: 0 done, 1 failed, 2 wrong arguments, 3 unusable configuration,
 4 not running or not reachable, 5 refused (nothing was changed), 130 interrupted.";
@@ -56,8 +58,19 @@ struct Cli {
 enum Command {
     /// Run the service.
     Serve,
-    /// How each VM's stream stands: positions, spool, rates, waits.
+    /// How each VM's stream stands, and each group: positions, spool, rates, waits, common points.
     Status,
+    /// Make a recovery point that the VMs of a group share, now.
+    Point {
+        /// The group's name.
+        group: String,
+        /// Hold the VMs' applications for it, as their agents are configured to.
+        #[arg(long)]
+        application: bool,
+        /// Wait until it is durable at home for every member, and print its barrier's id.
+        #[arg(long)]
+        wait: bool,
+    },
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -76,6 +89,10 @@ fn main() -> ExitCode {
         Command::Status => {
             logging::init(cli.log.as_deref().or(Some("warn")), false)?;
             cli::status(&Config::load(&cli.config)?, cli.json)
+        }
+        Command::Point { group, application, wait } => {
+            logging::init(cli.log.as_deref().or(Some("warn")), false)?;
+            cli::point(&Config::load(&cli.config)?, Request::Point { group, application, wait }, cli.json)
         }
         Command::Completions { shell } => {
             let name = "homeward-process-server";
@@ -101,6 +118,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         spool: spool.clone(),
         bounds: config.bounds(),
         rate: config.rate,
+        groups: config.groups(),
     };
     let server = Server::new(settings, Metrics::register(&mut registry));
     if let Some(addr) = config.metrics {
@@ -109,13 +127,26 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         tokio::spawn(metrics.serve(registry, Arc::new(move || health.health()), stop.clone()));
     }
     let asked = Arc::clone(&server);
-    let answer = move |request: Request, _: Reporter| {
-        let status = match request {
-            Request::Status => asked.status(),
-        };
-        async { Ok::<_, Failure>(status) }
-    };
+    let answer = move |request: Request, _: Reporter| answer(Arc::clone(&asked), request);
     tokio::spawn(admin.serve(answer, stop.clone()));
     tracing::info!(name = credentials.identity().name(), listen = %listener.local_addr()?, "ready");
     Ok(server.serve(listener, stop).await?)
+}
+
+async fn answer(server: Arc<Server>, request: Request) -> Result<Response, Failure> {
+    let (group, application, wait) = match request {
+        Request::Status => return Ok(Response::Status(server.status())),
+        Request::Point { group, application, wait } => (group, application, wait),
+    };
+    let refused = |message| Failure { message, code: Code::Refused };
+    let failed = |message| Failure { message, code: Code::Failed };
+    let point = server.request_point(&group, application).map_err(refused)?;
+    if !wait {
+        return Ok(Response::Requested);
+    }
+    match point.await {
+        Ok(Ok(point)) => Ok(Response::Durable(point)),
+        Ok(Err(reason)) => Err(failed(format!("no common point was made: {reason}"))),
+        Err(_) => Err(failed("the process server is stopping".into())),
+    }
 }

@@ -1,11 +1,16 @@
 //! The Prometheus metrics of a process server.
 
+use std::collections::HashMap;
+
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
-use crate::node::{Counts, StreamStatus, TargetStatus};
+use crate::{
+    group::{GroupCounts, GroupStatus},
+    node::{Counts, StreamStatus, TargetStatus},
+};
 
 type Labels = Vec<(&'static str, String)>;
 type Counters = Family<Labels, Counter>;
@@ -31,6 +36,12 @@ pub struct Metrics {
     discards: Counters,
     losses: Counters,
     errors: Counters,
+    group_points: Counters,
+    group_partial_points: Counters,
+    group_failures: Counters,
+    group_retries: Counters,
+    group_skew_microseconds: Gauges,
+    group_missing: Gauges,
 }
 
 impl Metrics {
@@ -60,6 +71,20 @@ impl Metrics {
         registry.register("spool_discards", "Spools discarded for the master target's position", m.discards);
         registry.register("spool_losses", "Damaged or torn places found in spool files", m.losses);
         registry.register("errors", "Errors, by where they happened", m.errors);
+        registry.register("group_points", "Common points durable at every member", m.group_points);
+        registry.register(
+            "group_partial_points",
+            "Common points made without some member",
+            m.group_partial_points,
+        );
+        registry.register("group_failures", "Times a group got no common point", m.group_failures);
+        registry.register("group_retries", "Times a group was held in vain", m.group_retries);
+        registry.register(
+            "group_skew_microseconds",
+            "First to last member frozen, in the newest point",
+            m.group_skew_microseconds,
+        );
+        registry.register("group_missing", "Members missing in the newest point", m.group_missing);
         metrics
     }
 
@@ -70,6 +95,39 @@ impl Metrics {
     pub(crate) fn spool(&self, used: u64, limit: u64) {
         self.spool_bytes.set(used as i64);
         self.spool_limit_bytes.set(limit as i64);
+    }
+}
+
+/// The groups' metrics: turns counts into increments.
+pub(crate) struct GroupMetrics {
+    metrics: Metrics,
+    told: HashMap<String, GroupCounts>,
+}
+
+impl GroupMetrics {
+    pub(crate) fn new(metrics: Metrics) -> Self {
+        Self { metrics, told: HashMap::new() }
+    }
+
+    pub(crate) fn update(&mut self, groups: &[GroupStatus]) {
+        let m = &self.metrics;
+        for group in groups {
+            let labels = vec![("group", group.name.clone())];
+            let (old, new) = (self.told.entry(group.name.clone()).or_default(), group.counts);
+            for (counters, old, new) in [
+                (&m.group_points, old.durable, new.durable),
+                (&m.group_partial_points, old.partial, new.partial),
+                (&m.group_failures, old.failures, new.failures),
+                (&m.group_retries, old.retries, new.retries),
+            ] {
+                counters.get_or_create(&labels).inc_by(new - old);
+            }
+            *old = new;
+            if let Some(last) = &group.last {
+                m.group_skew_microseconds.get_or_create(&labels).set(last.mark.skew_us as i64);
+                m.group_missing.get_or_create(&labels).set(last.mark.missing.len() as i64);
+            }
+        }
     }
 }
 

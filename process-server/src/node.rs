@@ -27,9 +27,10 @@ use std::{
 
 use bytes::Bytes;
 use engine::{
-    frame::Refusal,
+    frame::{GroupReport, Refusal},
     io::Storage,
     net::Backoff,
+    point::BarrierId,
     units::{Epoch, Seq, StreamId},
 };
 
@@ -55,6 +56,12 @@ pub enum Output {
     ToAgent(ConnectionId, Bytes),
     /// Send what is queued, then close; nothing more is heard of it.
     CloseAgent(ConnectionId),
+    /// The VM's agent is connected and was welcomed: it can take part in its group.
+    AgentUp(ConnectionId, String),
+    /// It is not any more.
+    AgentDown(String),
+    /// It reports on its group's barrier; every frame before that is spooled.
+    Report(BarrierId, GroupReport),
     /// Connect to the master target; answer with `handle_target_connected` or `handle_target_closed`.
     DialTarget(ConnectionId),
     /// Send to the master target.

@@ -147,6 +147,7 @@ async fn frames_arrive_over_real_connections_and_stopping_ends() {
         spool: dir.path().to_owned(),
         bounds: Bounds::new(1 << 30, 1 << 30),
         rate: None,
+        groups: Vec::new(),
     };
     tokio::spawn(target(listener));
     let story = async {

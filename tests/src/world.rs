@@ -376,6 +376,9 @@ impl World {
                     wire.down.closed = true;
                 }
             }
+            relay_node::Output::AgentUp(..)
+            | relay_node::Output::AgentDown(_)
+            | relay_node::Output::Report(..) => {}
             relay_node::Output::DialTarget(connection) => {
                 self.target.iter_mut().for_each(target_node::StreamNode::handle_closed);
                 self.to_target = ToTarget::Greeting(Wire::default(), connection, Link::new(None, now));

@@ -179,7 +179,8 @@ fn in_a_descriptor() {
         target.start().unwrap();
         let name = vmdk.descriptor.file_name().unwrap().to_str().unwrap();
         rig.wait("the process server is told", || {
-            let status: serde_json::Value = rig.lab.process_server().ask(json!({ "ask": "status" }))?;
+            let answer: serde_json::Value = rig.lab.process_server().ask(json!({ "ask": "status" }))?;
+            let status = &answer["status"];
             let trouble = status["streams"][0]["trouble"].as_str().unwrap_or_default();
             Ok(if trouble.contains(name) { Look::Done(()) } else { Look::NotYet(trouble.into()) })
         });

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Frame, FrameError, Kind, Position,
     group::{GroupOrder, GroupReport},
+    name::is_name,
     packed::Packed,
 };
 use crate::{
@@ -220,13 +221,4 @@ impl StreamInfo {
         }
         Ok(())
     }
-}
-
-/// Whether something may be the name of a VM, a disk or a group: 1 to 63 letters, digits, '.', '_', '-', not beginning
-/// with '.' or '-'.
-#[must_use]
-pub fn is_name(name: &str) -> bool {
-    (1..=63).contains(&name.len())
-        && !name.starts_with(['.', '-'])
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }

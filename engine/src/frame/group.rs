@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{FrameError, control::is_name};
+use super::{FrameError, name::is_name};
 use crate::{
     limits,
     point::{GroupMark, PointId},

@@ -14,18 +14,20 @@ mod error;
 mod group;
 mod header;
 pub mod layout;
+mod name;
 mod packed;
 
 #[cfg(test)]
 mod tests;
 
 pub use body::{Content, ContentBuilder, Payload};
-pub use control::{Control, DiskInfo, LeafRange, PROTOCOL, Refusal, StreamInfo, is_name};
+pub use control::{Control, DiskInfo, LeafRange, PROTOCOL, Refusal, StreamInfo};
 pub use deframer::Deframer;
 pub use digests::LeafDigests;
 pub use error::FrameError;
 pub use group::{GroupOrder, GroupReport};
 pub use header::{Codec, Header, Kind};
+pub use name::is_name;
 pub use packed::Packed;
 
 use bytes::Bytes;
@@ -116,7 +118,7 @@ impl Frame {
                 if point.epoch != self.header.epoch {
                     return Err(FrameError::Malformed("seal of another epoch than its frame's"));
                 }
-                point.group.as_ref().map_or(Ok(()), crate::point::GroupMark::check)?;
+                point.group.as_ref().map_or(Ok(()), |mark| mark.check())?;
                 Ok(Opened::Seal(point))
             }
             Kind::Digests => Ok(Opened::Digests(LeafDigests::parse(&content, self.header.extents)?)),

@@ -123,6 +123,13 @@ impl Thread {
             match output {
                 Output::ToAgent(conn, bytes) => self.answer(conn, bytes),
                 Output::CloseAgent(conn) => self.agents.retain(|(agent, _)| *agent != conn),
+                Output::AgentUp(conn, vm) => {
+                    if let Some((_, answers)) = self.agents.iter().find(|(agent, _)| *agent == conn) {
+                        self.server.groups.up(self.id, &vm, answers.clone());
+                    }
+                }
+                Output::AgentDown(vm) => self.server.groups.down(self.id, &vm),
+                Output::Report(barrier, report) => self.server.groups.report(self.id, barrier, report),
                 Output::DialTarget(conn) => {
                     let events = self.events.clone();
                     self.target = Some(TargetConnection::dial(conn, &self.server, events));

@@ -244,7 +244,7 @@ impl Group {
     /// Begins a round, if one is due and none under way.
     fn go_on(&mut self, around: &mut Around, now: Instant) {
         let due = self.due.is_some_and(|due| due <= now);
-        if self.round.is_some() || !(due || !self.wanted.is_empty()) {
+        if self.round.is_some() || (!due && self.wanted.is_empty()) {
             return;
         }
         self.due = self.settings.interval.map(|interval| now + interval);

@@ -3,8 +3,9 @@
 use std::time::Instant;
 
 use engine::{
-    frame::{Control, Frame, Kind, Refusal, StreamInfo},
+    frame::{Control, Frame, GroupReport, Kind, Refusal, StreamInfo},
     limits as engine_limits,
+    point::BarrierId,
     session::{Link, Message, Receiver, SessionError},
     units::Seq,
 };
@@ -27,9 +28,12 @@ enum State {
     /// Said its Hello; the master target is being asked.
     Waiting(Description),
     Up {
+        vm: String,
         receiver: Receiver,
         /// Frames that are not safe yet, in order. Bounded by the window that `receiver` enforces.
         pending: Vec<Frame>,
+        /// What it reports on its group's barrier, until the frames before it are spooled. Bounded.
+        reports: Vec<(BarrierId, GroupReport)>,
         /// What it was last told about waiting.
         told: Option<String>,
     },
@@ -99,6 +103,7 @@ impl StreamNode {
     /// every batch of input and after [`Self::handle_timeout`].
     pub fn commit(&mut self, now: Instant) {
         self.spool_pending(now);
+        self.pass_reports();
         self.tell_agent(now);
         self.connect_if_wanted(now);
         self.finish_if_idle(now);
@@ -129,10 +134,14 @@ impl StreamNode {
     pub(super) fn welcome_agent(&mut self, now: Instant) {
         let (Some(agent), Store::Known(spool)) = (&mut self.agent, &self.store) else { return };
         let (position, durable) = (spool.position(), spool.durable().seq);
+        let receiver = Receiver::at(position, durable);
+        let (conn, vm) = (agent.conn, spool.description().stream.vm.clone());
         agent.state =
-            State::Up { receiver: Receiver::at(position, durable), pending: Vec::new(), told: None };
+            State::Up { vm: vm.clone(), receiver, pending: Vec::new(), reports: Vec::new(), told: None };
         tracing::info!(stream = %self.id, position = %position.seq, durable = %durable, "agent connected");
         self.say(&Control::Welcome { position, durable, window: engine_limits::WINDOW_BYTES as u64 }, now);
+        // Whoever gives it orders from here on does so behind the Welcome.
+        self.outputs.push_back(Output::AgentUp(conn, vm));
     }
 
     /// Refuses the agent, if there is one.
@@ -169,7 +178,9 @@ impl StreamNode {
     }
 
     fn forget_agent(&mut self) {
-        self.agent = None;
+        if let Some(Agent { state: State::Up { vm, .. }, .. }) = self.agent.take() {
+            self.outputs.push_back(Output::AgentDown(vm));
+        }
         self.spool_hold = None;
         self.spool_retry = None;
     }
@@ -239,6 +250,17 @@ impl StreamNode {
         }
     }
 
+    /// While a frame waits for the spool, so does every report after it: a VM must not be frozen before what it sent
+    /// is out of the way.
+    fn pass_reports(&mut self) {
+        if let Some(Agent { state: State::Up { pending, reports, .. }, .. }) = &mut self.agent
+            && pending.is_empty()
+        {
+            let reports = reports.drain(..).map(|(barrier, report)| Output::Report(barrier, report));
+            self.outputs.extend(reports);
+        }
+    }
+
     fn tell_agent(&mut self, now: Instant) {
         let hold = self.hold().map(ToOwned::to_owned);
         let Some(Agent { state: State::Up { receiver, told, .. }, .. }) = &mut self.agent else { return };
@@ -272,12 +294,18 @@ impl StreamNode {
 impl Agent {
     fn take_messages(&mut self) -> Result<(), SessionError> {
         while let Some(message) = self.link.poll_message()? {
-            let (Message::Frame(frame), State::Up { receiver, pending, .. }) = (message, &mut self.state)
-            else {
-                return Err(SessionError::OutOfTurn("something else than frames after its Welcome"));
-            };
-            receiver.handle_frame(&frame)?;
-            pending.push(frame);
+            match (message, &mut self.state) {
+                (Message::Frame(frame), State::Up { receiver, pending, .. }) => {
+                    receiver.handle_frame(&frame)?;
+                    pending.push(frame);
+                }
+                (Message::Control(Control::GroupReport { barrier, report }), State::Up { reports, .. })
+                    if reports.len() < limits::REPORTS =>
+                {
+                    reports.push((barrier, report));
+                }
+                _ => return Err(SessionError::OutOfTurn("something else than frames and reports")),
+            }
         }
         Ok(())
     }

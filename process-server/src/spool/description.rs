@@ -4,13 +4,16 @@ use std::path::Path;
 
 use bytes::Bytes;
 use engine::{
-    frame::{Control, Frame, FrameError, PROTOCOL, StreamInfo},
+    frame::{Control, Frame, FrameError, StreamInfo},
     io::Storage,
     limits,
     units::StreamId,
 };
 
 use super::{Flaw, Loss, SpoolError, layout};
+
+/// What stands for the conversation's version in the file, where it means nothing.
+const VERSION: u16 = 1;
 
 /// Whose stream it is, and what it replicates.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +29,7 @@ impl Description {
     pub(super) fn to_frame(&self) -> Frame {
         let Description { agent, stream } = self.clone();
         let id = stream.id;
-        Control::Hello { protocol: PROTOCOL, agent, stream }.to_frame(id)
+        Control::Hello { protocol: VERSION, agent, stream }.to_frame(id)
     }
 
     fn from_bytes(bytes: Bytes, stream: StreamId) -> Result<Self, Flaw> {

@@ -458,7 +458,10 @@ impl World {
                 Output::ToAgent(..)
                 | Output::CloseAgent(_)
                 | Output::ToTarget(..)
-                | Output::CloseTarget(_) => {}
+                | Output::CloseTarget(_)
+                | Output::AgentUp(..)
+                | Output::AgentDown(_)
+                | Output::Report(..) => {}
             }
         }
     }
