@@ -60,13 +60,40 @@ impl Fio {
 
 impl Drop for Fio {
     fn drop(&mut self) {
-        // Its threads may be children of the process: with the SIGINT it ends them all.
-        let _ = rustix::process::kill_process(
-            rustix::process::Pid::from_child(&self.0),
-            rustix::process::Signal::INT,
-        );
-        let _ = self.0.wait();
+        end(&mut self.0);
     }
+}
+
+/// A fio that writes 20 MB/s through the page cache, at random, until it is dropped.
+pub struct Bulk(Child);
+
+impl Bulk {
+    /// Makes `file` and begins to overwrite it.
+    ///
+    /// # Errors
+    /// If fio cannot be started.
+    pub fn start(file: &Path) -> Result<Self, LabError> {
+        let mut command = Command::new("fio");
+        command.args(["--name=bulk", "--rw=randwrite", "--bsrange=4k-64k", "--size=64m", "--rate=20m"]);
+        command
+            .args(["--time_based", "--runtime=3600", "--minimal"])
+            .arg(format!("--filename={}", file.display()));
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.spawn().map(Self).map_err(LabError::io("run", "fio"))
+    }
+}
+
+impl Drop for Bulk {
+    fn drop(&mut self) {
+        end(&mut self.0);
+    }
+}
+
+fn end(fio: &mut Child) {
+    // Its threads may be children of the process: with the SIGINT it ends them all.
+    let _ =
+        rustix::process::kill_process(rustix::process::Pid::from_child(fio), rustix::process::Signal::INT);
+    let _ = fio.wait();
 }
 
 fn file_of(dir: &Path, job: usize) -> String {

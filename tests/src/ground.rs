@@ -51,9 +51,13 @@ pub struct Had {
 /// # Errors
 /// See [`Lab::point_now`].
 pub fn had(lab: &Lab, vm: &str) -> Result<Had, LabError> {
+    had_by(|| lab.point_now(vm), vm)
+}
+
+fn had_by(ask: impl Fn() -> Result<Point, LabError>, vm: &str) -> Result<Had, LabError> {
     loop {
         let from = Instant::now();
-        match lab.point_now(vm) {
+        match ask() {
             Err(LabError::Admin { source: AdminError::Failed(failure), .. })
                 if failure.message.starts_with("no point was made") =>
             {
@@ -70,8 +74,27 @@ pub fn had(lab: &Lab, vm: &str) -> Result<Had, LabError> {
 /// If there is none; everything in the lab is interrupted then.
 #[must_use]
 pub fn had_within(lab: &Lab, stop: &Shutdown, vm: &str, limit: Duration) -> Had {
+    await_point(lab, stop, vm, limit, || lab.point_now(vm))
+}
+
+/// The same, of a point for which applications hold. Whether it became application-consistent, it says.
+///
+/// # Panics
+/// As [`had_within`].
+#[must_use]
+pub fn held_within(lab: &Lab, stop: &Shutdown, vm: &str, limit: Duration) -> Had {
+    await_point(lab, stop, vm, limit, || lab.application_point_now(vm))
+}
+
+fn await_point(
+    lab: &Lab,
+    stop: &Shutdown,
+    vm: &str,
+    limit: Duration,
+    ask: impl Fn() -> Result<Point, LabError> + Send,
+) -> Had {
     thread::scope(|scope| {
-        let asking = scope.spawn(|| had(lab, vm));
+        let asking = scope.spawn(|| had_by(ask, vm));
         let waited = lab.wait(&format!("a point of {vm}"), limit, || {
             if asking.is_finished() {
                 return Ok(Look::Done(()));

@@ -2,22 +2,17 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
-    ops::RangeInclusive,
     os::unix::fs::chown,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use engine::service::shutdown::Shutdown;
 use homeward::lab::{LabError, Look, tool::Tool, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::ledger::{Client, Database, Session};
 
 const START: Duration = Duration::from_secs(60);
 
@@ -56,7 +51,7 @@ impl Server {
             .run()?;
         let server = Self::start(data, dir)?;
         server.tool("pgbench").args(["--initialize", "--quiet", "--scale=2", "postgres"]).run()?;
-        server.query("CREATE TABLE cause (writer int, n int); CREATE TABLE effect (writer int, n int)")?;
+        server.query(crate::ledger::TABLES)?;
         Ok(server)
     }
 
@@ -134,8 +129,30 @@ impl Server {
         command.spawn().map(Client).map_err(LabError::io("run", "pgbench"))
     }
 
+    /// Folder of its socket.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     fn tool(&self, program: &str) -> Tool {
         as_postgres(&self.bin.join(program)).arg("-h").arg(&self.dir)
+    }
+}
+
+impl Database for Server {
+    fn session(&self) -> Result<Session, LabError> {
+        let mut psql = spawning_as_postgres(&self.bin.join("psql"));
+        psql.arg("-h").arg(&self.dir).args(["-qAtX", "-v", "ON_ERROR_STOP=1", "postgres"]);
+        psql.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut psql = psql.spawn().map(Client).map_err(LabError::io("run", "psql"))?;
+        // `\warn` goes to stderr, which nobody buffers.
+        let answers = Box::new(psql.0.stderr.take().expect("is piped"));
+        Ok(Session { client: psql, answers, echo: |n| format!(r"\warn {n}") })
+    }
+
+    fn query(&self, sql: &str) -> Result<String, LabError> {
+        Server::query(self, sql)
     }
 }
 
@@ -144,134 +161,6 @@ impl Drop for Server {
         // Fast shutdown: clients are cut off.
         let _ = kill_process(Pid::from_child(&self.postmaster), Signal::INT);
         let _ = self.postmaster.wait();
-    }
-}
-
-/// A client at work.
-pub struct Client(Child);
-
-impl Client {
-    /// Whether it still runs.
-    #[must_use]
-    pub fn is_running(&mut self) -> bool {
-        matches!(self.0.try_wait(), Ok(None))
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Writers of transactions, each of two rows in two tables, and their record of what was acknowledged.
-pub struct Ledger {
-    stop: Arc<AtomicBool>,
-    /// By writer, its transactions in order.
-    entries: Arc<Vec<Mutex<Vec<Entry>>>>,
-    writers: Vec<JoinHandle<()>>,
-}
-
-#[derive(Clone, Copy)]
-struct Entry {
-    began: Instant,
-    acknowledged: Option<Instant>,
-}
-
-impl Ledger {
-    /// Starts writers.
-    ///
-    /// # Errors
-    /// If `psql` cannot be started.
-    pub fn start(server: &Server, writers: usize) -> Result<Self, LabError> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let entries = Arc::new((0..writers).map(|_| Mutex::default()).collect::<Vec<_>>());
-        let mut ledger = Self { stop, entries, writers: Vec::new() };
-        for writer in 0..writers {
-            let mut psql = spawning_as_postgres(&server.bin.join("psql"));
-            psql.arg("-h").arg(&server.dir).args(["-qAtX", "-v", "ON_ERROR_STOP=1", "postgres"]);
-            psql.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-            let psql = psql.spawn().map(Client).map_err(LabError::io("run", "psql"))?;
-            let (stop, entries) = (Arc::clone(&ledger.stop), Arc::clone(&ledger.entries));
-            ledger.writers.push(thread::spawn(move || write(psql, writer, &entries[writer], &stop)));
-        }
-        Ok(ledger)
-    }
-
-    /// Ends the writers; what they did stays known.
-    ///
-    /// # Panics
-    /// If a writer has.
-    pub fn stop(&mut self) {
-        self.stop.store(true, Relaxed);
-        self.writers.drain(..).for_each(|writer| writer.join().expect("a writer panicked"));
-    }
-
-    /// Transactions acknowledged so far.
-    #[must_use]
-    pub fn acknowledged(&self) -> usize {
-        let all = self.entries.iter().map(|entries| entries.lock().unwrap().clone());
-        all.flatten().filter(|entry| entry.acknowledged.is_some()).count()
-    }
-
-    /// Checks that `server`, from a copy of the disk, has all that was acknowledged before `when`, nothing that began
-    /// after it, and no half transaction. Returns how many transactions it has.
-    ///
-    /// # Errors
-    /// What is wrong, in words.
-    pub fn check(&self, server: &Server, when: RangeInclusive<Instant>) -> Result<usize, String> {
-        let query = |sql: &str| server.query(sql).map_err(|error| error.to_string());
-        let half = query(
-            "(TABLE cause EXCEPT ALL TABLE effect) UNION ALL (TABLE effect EXCEPT ALL TABLE cause) ORDER BY 1, 2",
-        )?;
-        if !half.is_empty() {
-            return Err(format!("half transactions: {half}"));
-        }
-        let mut all = 0;
-        for (writer, entries) in self.entries.iter().enumerate() {
-            let found =
-                query(&format!("SELECT count(*), coalesce(max(n), 0) FROM cause WHERE writer = {writer}"))?;
-            let (count, newest) = found.split_once('|').ok_or("psql speaks otherwise than expected")?;
-            let count: usize = count.parse().map_err(|_| "no number")?;
-            let entries = entries.lock().unwrap();
-            let must = |entry: &&Entry| entry.acknowledged.is_some_and(|at| at < *when.start());
-            let must = entries.iter().take_while(must).count();
-            let may = entries.iter().take_while(|entry| entry.began <= *when.end()).count();
-            if newest.parse() != Ok(count) || !(must..=may).contains(&count) {
-                return Err(format!(
-                    "writer {writer}: {count} transactions, the newest {newest}; {must} were acknowledged before the \
-                     point, {may} begun"
-                ));
-            }
-            all += count;
-        }
-        Ok(all)
-    }
-}
-
-impl Drop for Ledger {
-    fn drop(&mut self) {
-        self.stop.store(true, Relaxed);
-        // Their server may be about to go.
-        self.writers.drain(..).for_each(|writer| drop(writer.join()));
-    }
-}
-
-fn write(mut psql: Client, writer: usize, entries: &Mutex<Vec<Entry>>, stop: &AtomicBool) {
-    let (stdin, stderr) = (psql.0.stdin.take(), psql.0.stderr.take());
-    let (mut stdin, stderr) = (stdin.expect("is piped"), stderr.expect("is piped"));
-    // `\warn` goes to stderr, which nobody buffers.
-    let mut answers = BufReader::new(stderr).lines();
-    let mut n = 0;
-    while !stop.load(Relaxed) {
-        n += 1;
-        entries.lock().unwrap().push(Entry { began: Instant::now(), acknowledged: None });
-        let rows = ["cause", "effect"].map(|table| format!("INSERT INTO {table} VALUES ({writer}, {n});"));
-        writeln!(stdin, "BEGIN; {} COMMIT;\n\\warn {n}", rows.concat()).expect("psql listens");
-        let answer = answers.next().expect("psql answers").expect("psql answers");
-        assert_eq!(answer, n.to_string());
-        entries.lock().unwrap()[n - 1].acknowledged = Some(Instant::now());
     }
 }
 

@@ -10,7 +10,8 @@ use homeward::lab::{Lab, LoopDevice, Mount, Options, Tracker, Vm, isolate};
 use homeward_tests::{
     checkers::{Copy, FileSystem},
     ground::{Had, had_within, options},
-    postgres::{Ledger, Server},
+    ledger::Ledger,
+    postgres::Server,
     settings,
 };
 

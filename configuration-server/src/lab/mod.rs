@@ -99,6 +99,8 @@ pub struct Vm {
     pub disks: Vec<PathBuf>,
     /// Time from one point to the next.
     pub point_interval: Period,
+    /// Hooks, for application-consistent points on demand; `None` for no such points.
+    pub hooks: Option<Vec<PathBuf>>,
 }
 
 impl Vm {
@@ -106,7 +108,7 @@ impl Vm {
     #[must_use]
     pub fn new(name: &str, tracker: Tracker) -> Self {
         let point_interval = Period(Duration::from_secs(24 * 3600));
-        Self { name: name.into(), tracker, disks: Vec::new(), point_interval }
+        Self { name: name.into(), tracker, disks: Vec::new(), point_interval, hooks: None }
     }
 }
 
@@ -263,8 +265,21 @@ impl Lab {
     /// # Errors
     /// If none was made, and why.
     pub fn point_now(&self, vm: &str) -> Result<Point, LabError> {
+        self.ask_for_point(vm, false)
+    }
+
+    /// Makes a point for which applications hold, and waits until it can be restored. Whether it became
+    /// application-consistent, the point says.
+    ///
+    /// # Errors
+    /// If none was made, and why.
+    pub fn application_point_now(&self, vm: &str) -> Result<Point, LabError> {
+        self.ask_for_point(vm, true)
+    }
+
+    fn ask_for_point(&self, vm: &str, application: bool) -> Result<Point, LabError> {
         let agent = self.agent(vm)?;
-        match agent.ask(json!({ "ask": "point", "wait": true }))? {
+        match agent.ask(json!({ "ask": "point", "wait": true, "application": application }))? {
             AgentAnswer::Durable(point) => Ok(point),
             other => Err(LabError::unexpected(agent.name(), format!("answered {other:?}"))),
         }

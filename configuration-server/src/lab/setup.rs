@@ -103,14 +103,19 @@ impl Making<'_> {
     fn agent(&self, name: &str, vm: &Vm, process_server: SocketAddr) -> Value {
         let disks = vm.disks.iter().enumerate();
         let disks = disks.map(|(index, device)| json!({ "name": format!("disk{index}"), "device": device }));
-        json!({
+        let mut config = json!({
             "vm": vm.name,
             "disk": disks.collect::<Vec<_>>(),
             "tracker": vm.tracker,
             "process_server": process_server,
             "state": self.layout.dir(name),
             "point_interval": vm.point_interval.to_string(),
-        })
+        });
+        if let Some(hooks) = &vm.hooks {
+            let hooks: Vec<_> = hooks.iter().map(|path| json!({ "path": path })).collect();
+            config["application"] = json!({ "interval": "24h", "hook": hooks });
+        }
+        config
     }
 
     fn process_server(&self, listen: SocketAddr, target: SocketAddr) -> Value {
