@@ -1,8 +1,9 @@
 //! What the running service answers to the operator's commands, and how those commands ask.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use engine::{
+    point::PointId,
     service::{
         admin::{Failure, Reporter},
         exit::{Code, WithCode},
@@ -15,6 +16,7 @@ use crate::{
     drill::{DrillStatus, Drills, Place, Plan},
     driver::{RestoreRequest, Server},
     journal::SealedPoint,
+    proof::{Verdict, Verified},
     status::StreamStatus,
 };
 
@@ -38,6 +40,22 @@ pub enum Request {
     },
     /// Undo the restore of a VM's disks.
     Undo {
+        /// Its name.
+        vm: String,
+    },
+    /// Compare a point of a VM with the source.
+    Verify {
+        /// Its name.
+        vm: String,
+        /// `latest`, an id or a time.
+        point: String,
+        /// Whether to answer only when it is done.
+        wait: bool,
+        /// Whether to do it although there is a certificate.
+        again: bool,
+    },
+    /// Which points of a VM were verified.
+    Verdicts {
         /// Its name.
         vm: String,
     },
@@ -75,6 +93,10 @@ pub enum Response {
     Points(Vec<SealedPoint>),
     /// To [`Request::Restore`] and [`Request::Undo`].
     Restored(Box<StreamStatus>),
+    /// To [`Request::Verify`].
+    Verified(Box<Verified>),
+    /// To [`Request::Verdicts`].
+    Verdicts(BTreeMap<PointId, Verdict>),
     /// To [`Request::Drill`] and [`Request::StopDrill`].
     Drill(Box<DrillStatus>),
     /// To [`Request::Drills`].
@@ -117,6 +139,19 @@ pub async fn answer(
             let status =
                 server.restore(stream, RestoreRequest::Undo, reporter).await.with_code(Code::Refused)?;
             Response::Restored(Box::new(status))
+        }
+        Request::Verify { vm, point, wait, again } => {
+            let select = point.parse().map_err(anyhow::Error::msg).with_code(Code::Usage)?;
+            let stream = find(vm).await?;
+            let verified = server
+                .verify(stream, select, again, wait.then_some(reporter))
+                .await
+                .with_code(Code::Refused)?;
+            Response::Verified(Box::new(verified))
+        }
+        Request::Verdicts { vm } => {
+            let stream = find(vm).await?;
+            Response::Verdicts(blocking(move || server.verdicts(stream)).await?)
         }
         Request::Drill { vm, point, disks, place, writable } => {
             let select = point.parse().map_err(anyhow::Error::msg).with_code(Code::Usage)?;

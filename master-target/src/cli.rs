@@ -1,6 +1,7 @@
 //! Output of the reporting commands, and restore without a running service.
 
 pub(crate) mod drill;
+pub(crate) mod verify;
 
 use engine::{
     service::{
@@ -65,6 +66,10 @@ pub(crate) fn status(config: &Config, json: bool) -> anyhow::Result<()> {
         if let Some(bytes) = stream.journal_bytes {
             println!("  journal {}", Size(bytes));
         }
+        if let Some(report) = stream.verification.filter(|report| !report.is_over()) {
+            let (done, all) = (report.coverage.done(), report.coverage.leaves);
+            println!("  verifying point {}: {done} of {all} leaves", report.point);
+        }
         if let Some(hold) = stream.hold {
             println!("  waiting: {hold}");
         }
@@ -82,8 +87,16 @@ pub(crate) fn points(config: &Config, vm: &str, json: bool) -> anyhow::Result<()
             home.state(find(&home, vm)?)?.points.into_values().collect()
         }
     };
+    let verdicts = match ask(config, &Request::Verdicts { vm: vm.to_owned() }, json)? {
+        Some(Response::Verdicts(verdicts)) => verdicts,
+        Some(_) => anyhow::bail!("the service answered something else; is it of this version?"),
+        None => {
+            let home = config.home()?;
+            home.verdicts(find(&home, vm)?)
+        }
+    };
     if json {
-        println!("{}", json!({ "ok": true, "vm": vm, "points": points }));
+        println!("{}", json!({ "ok": true, "vm": vm, "points": points, "verdicts": verdicts }));
         return Ok(());
     }
     if points.is_empty() {
@@ -97,7 +110,13 @@ pub(crate) fn points(config: &Config, vm: &str, json: bool) -> anyhow::Result<()
         };
         let kind = serde_json::to_value(point.consistency)?;
         let kind = kind.as_str().unwrap_or_default();
-        println!("{}  {}  {kind}  {how}  journal {}", point.id, point.taken_at, Size(sealed.log_bytes));
+        let proof = verdicts.get(&point.id).map(|verdict| format!("  {verdict}")).unwrap_or_default();
+        println!(
+            "{}  {}  {kind}  {how}  journal {}{proof}",
+            point.id,
+            point.taken_at,
+            Size(sealed.log_bytes)
+        );
     }
     Ok(())
 }

@@ -1,16 +1,18 @@
 //! Runs stream nodes on real sockets, clocks and disks: a task per connection, a thread per stream.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use engine::{
+    digest::LEAF_BYTES,
     frame::{Control, PROTOCOL, Refusal, StreamInfo},
     limits,
     net::{Incoming, Listener, NetError, Peer},
+    point::PointId,
     service::{admin::Reporter, shutdown::Shutdown},
     session::{Link, Message},
     units::StreamId,
@@ -28,6 +30,7 @@ use crate::{
     journal::SealedPoint,
     metrics::Metrics,
     node::{Output, Retention, StreamNode},
+    proof::{Phase, Sign, Verdict, Verified},
     replica::ReplicaError,
     restore::Select,
     status::StreamStatus,
@@ -37,11 +40,16 @@ use crate::{
 const READ: usize = 64 << 10;
 const QUEUE: usize = 32;
 
+/// How often those who wait for a verification look at it.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
 /// All streams of this master target.
 pub struct Server {
     home: Home,
     retention: Retention,
     metrics: Metrics,
+    /// Signs certificates.
+    signer: Arc<dyn Sign>,
     streams: Mutex<HashMap<StreamId, Stream>>,
     connections: std::sync::atomic::AtomicU64,
     handle: Handle,
@@ -72,6 +80,11 @@ enum Event {
         reporter: Reporter,
         done: oneshot::Sender<Result<StreamStatus, String>>,
     },
+    Verify {
+        select: Select,
+        again: bool,
+        done: oneshot::Sender<Result<Verified, ReplicaError>>,
+    },
     OpenImage {
         point: Box<SealedPoint>,
         done: oneshot::Sender<Result<PointImage, ReplicaError>>,
@@ -91,10 +104,10 @@ pub enum RestoreRequest {
 impl Server {
     /// A server for `home`. Must be called within a tokio runtime.
     #[must_use]
-    pub fn new(home: Home, retention: Retention, metrics: Metrics) -> Arc<Self> {
+    pub fn new(home: Home, retention: Retention, metrics: Metrics, signer: Arc<dyn Sign>) -> Arc<Self> {
         let streams = Mutex::default();
         let connections = std::sync::atomic::AtomicU64::new(0);
-        Arc::new(Self { home, retention, metrics, streams, connections, handle: Handle::current() })
+        Arc::new(Self { home, retention, metrics, signer, streams, connections, handle: Handle::current() })
     }
 
     /// Accepts connections until asked to stop; then every stream completes what it is doing.
@@ -290,6 +303,55 @@ impl Server {
         result.await.map_err(|_| stopped())?.map_err(anyhow::Error::msg)
     }
 
+    /// Begins to verify a point of a stream; with `wait`, goes on until that is over.
+    pub async fn verify(
+        self: Arc<Self>,
+        stream: StreamId,
+        select: Select,
+        again: bool,
+        wait: Option<Reporter>,
+    ) -> anyhow::Result<Verified> {
+        let server = Arc::clone(&self);
+        let handle = tokio::task::spawn_blocking(move || server.stream(stream)).await??;
+        let stopped = || anyhow::anyhow!("the stream has stopped; look into the log");
+        let ask = async |select, again| {
+            let (done, result) = oneshot::channel();
+            let event = Event::Verify { select, again, done };
+            handle.events.send(event).await.map_err(|_| stopped())?;
+            anyhow::Ok(result.await.map_err(|_| stopped())??)
+        };
+        let mut verified: Verified = ask(select, again).await?;
+        let Some(reporter) = wait else { return Ok(verified) };
+        while verified.report.as_ref().is_some_and(|report| !report.is_over())
+            && verified.certificate.is_none()
+        {
+            tokio::time::sleep(LOOK_EVERY).await;
+            if handle.events.is_closed() {
+                return Err(stopped());
+            }
+            let now = lock(&handle.status).verification.clone();
+            let Some(report) = now.filter(|report| report.point == verified.point) else {
+                anyhow::bail!("another point was to be verified meanwhile");
+            };
+            reporter.report(
+                "comparing",
+                report.coverage.done() * LEAF_BYTES,
+                report.coverage.leaves * LEAF_BYTES,
+            );
+            verified.certificate = report.certificate.clone();
+            if report.phase == Phase::Different {
+                verified.verdict = Some(Verdict::Different);
+            }
+            verified.report = Some(report);
+        }
+        Ok(verified)
+    }
+
+    /// Which points of a stream were verified. Blocks.
+    pub fn verdicts(&self, stream: StreamId) -> BTreeMap<PointId, Verdict> {
+        self.home.verdicts(stream)
+    }
+
     /// The point of a stream that is meant. Blocks.
     pub fn find_point(&self, stream: StreamId, select: &Select) -> anyhow::Result<SealedPoint> {
         Ok(select.among(&self.home.state(stream)?)?)
@@ -345,6 +407,11 @@ impl Actor {
                 self.flush();
                 continue;
             }
+            if self.node.has_other_work() {
+                self.node.work(Timestamp::now());
+                self.flush();
+                continue;
+            }
             self.flush();
             // A minute without anything to do is worth a look at the clock.
             let until = self.node.poll_timeout().unwrap_or(now + Duration::from_secs(60));
@@ -378,15 +445,23 @@ impl Actor {
                 self.node.handle_closed();
             }
             Event::Bytes { .. } | Event::Closed { .. } => {}
-            Event::Stop => return false,
+            Event::Stop => {
+                self.node.replica_mut().flush_digests();
+                return false;
+            }
             Event::Restore { request, reporter, done } => {
                 // Replication waits from here on: its sender is told so when it connects again.
                 self.connection = None;
                 self.node.handle_closed();
+                self.node.give_up_verification("the disks become those of a point");
                 let result = self.restore(&request, &reporter).map_err(|e| e.to_string());
                 self.flush();
                 // Who asked may have gone.
                 let _ = done.send(result);
+            }
+            Event::Verify { select, again, done } => {
+                // Who asked may have gone.
+                let _ = done.send(self.verify(&select, again));
             }
             Event::OpenImage { point, done } => {
                 // Who asked may have gone.
@@ -413,6 +488,22 @@ impl Actor {
             }
         }
         Ok(StreamStatus::of(&self.node))
+    }
+
+    /// Begins to verify a point, unless it is being verified or there is a certificate.
+    fn verify(&mut self, select: &Select, again: bool) -> Result<Verified, ReplicaError> {
+        let point = match self.node.proof().under_way() {
+            // Asked again, "latest" means what it meant when the verification began.
+            Some(point) if *select == Select::Latest => point.clone(),
+            _ => self.node.replica().select(select)?,
+        };
+        let known = self.node.proof().of_point(self.node.replica(), point.point.id);
+        if known.certificate.is_some() && !again {
+            return Ok(known);
+        }
+        self.node.verify(&point, Arc::clone(&self.server.signer), Timestamp::now(), Instant::now())?;
+        let begun = self.node.proof().of_point(self.node.replica(), point.point.id);
+        Ok(Verified { certificate: None, ..begun })
     }
 
     /// Sends what the node wants sent, and tells others how it stands.

@@ -4,6 +4,7 @@
 //! datastores and configuration; frames and connections are others' business.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -11,6 +12,7 @@ use std::{
 use engine::{
     frame::{DiskInfo, Refusal, StreamInfo},
     io::{Access, Backend, Device, Storage, open_device},
+    point::PointId,
     units::StreamId,
 };
 use rand::{SeedableRng, rngs::StdRng};
@@ -19,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     datastore::{Datastore, EntryName},
     journal::{Catalogue, JournalError, State, TargetDisk},
+    proof::{Verdict, Verdicts},
     replica::{Replica, ReplicaError, Target},
     vmdk::{
         adopt,
@@ -174,6 +177,12 @@ impl Home {
     /// What a stream's catalogue says, without opening its disks.
     pub fn state(&self, stream: StreamId) -> Result<State, JournalError> {
         Catalogue::peek(self.journal.as_ref(), &folder(stream))
+    }
+
+    /// Which points of a stream were verified.
+    #[must_use]
+    pub fn verdicts(&self, stream: StreamId) -> BTreeMap<PointId, Verdict> {
+        Verdicts::open(&self.journal, &folder(stream)).all().clone()
     }
 
     fn check_new(&self, agent: &str, stream: &StreamInfo) -> Result<(), Rejected> {

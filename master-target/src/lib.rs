@@ -1,11 +1,12 @@
 //! The master target: applies frames to VMware disks and keeps recovery points.
 //!
-//! Layers, lowest first: `datastore` → `vmdk`; `journal` → `replica` → `restore`, `image` → `home` → `node` → `status`,
-//! `metrics` → `driver`; `image` → `drill` → `config` → `admin`.
+//! Layers, lowest first: `datastore` → `vmdk`; `journal` → `digests` → `replica` → `restore`, `image` → `proof` → `home` →
+//! `node` → `status`, `metrics` → `driver`; `image` → `drill` → `config` → `admin`.
 
 pub mod admin;
 pub mod config;
 pub mod datastore;
+pub mod digests;
 pub mod drill;
 pub mod driver;
 pub mod home;
@@ -13,6 +14,7 @@ pub mod image;
 pub mod journal;
 pub mod metrics;
 pub mod node;
+pub mod proof;
 pub mod replica;
 pub mod restore;
 pub mod status;

@@ -25,6 +25,8 @@ Examples:
   homeward-master-target restore web-01 --point latest
   homeward-master-target restore web-01 --point 2026-11-23T02:00:00Z
   homeward-master-target restore web-01 --undo      (replication can go on again)
+  homeward-master-target verify web-01 --point latest --wait
+  homeward-master-target verify --check certificate.json --ca ca.pem
   homeward-master-target drill web-01 --point latest --writable
   homeward-master-target drill web-01 --socket /run/web-01.sock --disk sda
   homeward-master-target drills
@@ -77,6 +79,9 @@ enum Command {
         #[arg(long, conflicts_with = "point")]
         undo: bool,
     },
+    /// Compare a point with the source, leaf by leaf, while replication goes on; a signed certificate says that all is
+    /// equal, and what differs is named and sent again.
+    Verify(cli::verify::Args),
     /// Serve a VM's disks as they were at a point, over NBD. In the service if it runs, else until interrupted.
     Drill(cli::drill::Args),
     /// The drills that run.
@@ -102,6 +107,11 @@ fn main() -> ExitCode {
             );
             return Ok(());
         }
+        if let Command::Verify(args) = &cli.command
+            && let Some((file, ca)) = args.offline()
+        {
+            return cli::verify::check(file, ca, cli.json);
+        }
         let config = Config::load(&cli.config)?;
         match cli.command {
             Command::Serve => tokio::runtime::Runtime::new()?.block_on(serve(config)),
@@ -109,6 +119,7 @@ fn main() -> ExitCode {
             Command::Points { vm } => cli::points(&config, &vm, cli.json),
             Command::Restore { vm, undo: true, .. } => cli::restore(&config, &vm, None, cli.json),
             Command::Restore { vm, point, .. } => cli::restore(&config, &vm, Some(&point), cli.json),
+            Command::Verify(args) => cli::verify::run(&config, args, cli.json),
             Command::Drill(args) => cli::drill::run(&config, args, cli.json),
             Command::Drills => cli::drill::list(&config, cli.json),
             Command::Completions { .. } => Ok(()),
@@ -123,7 +134,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let admin_server = AdminServer::bind(&config.admin)?;
     let listener = Listener::bind(&config.listen, credentials.server(&[Role::ProcessServer])?).await?;
     let mut registry = metrics::registry();
-    let server = Server::new(home, config.retention.retention(), Metrics::register(&mut registry));
+    let signer = Arc::new(credentials.clone());
+    let server = Server::new(home, config.retention.retention(), Metrics::register(&mut registry), signer);
     if let Some(addr) = config.metrics {
         let metrics = MetricsServer::bind(addr).await?;
         tokio::spawn(metrics.serve(registry, Arc::new(|| Ok(())), stop.clone()));

@@ -5,6 +5,7 @@
 
 use std::{
     collections::VecDeque,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,6 +20,7 @@ use jiff::Timestamp;
 
 use crate::{
     journal::SealedPoint,
+    proof::{Proof, Sign},
     replica::{Replica, ReplicaError},
 };
 
@@ -55,6 +57,7 @@ pub struct StreamNode {
     outputs: VecDeque<Output>,
     hold: Option<(String, Instant)>,
     counts: Counts,
+    proof: Proof,
 }
 
 /// What a stream has done since it was opened.
@@ -77,6 +80,7 @@ impl StreamNode {
     #[must_use]
     pub fn new(replica: Replica, retention: Retention) -> Self {
         let (stream, position) = (replica.state().stream.id, replica.position());
+        let proof = Proof::new(&replica);
         Self {
             stream,
             replica,
@@ -87,6 +91,7 @@ impl StreamNode {
             outputs: VecDeque::new(),
             hold: None,
             counts: Counts::default(),
+            proof,
         }
     }
 
@@ -105,6 +110,30 @@ impl StreamNode {
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.counts
+    }
+
+    /// What is known of the disks being right.
+    #[must_use]
+    pub fn proof(&self) -> &Proof {
+        &self.proof
+    }
+
+    /// Begins to verify a point; `signer` signs the certificate. How it goes shows in [`Self::proof`].
+    pub fn verify(
+        &mut self,
+        point: &SealedPoint,
+        signer: Arc<dyn Sign>,
+        wall: Timestamp,
+        now: Instant,
+    ) -> Result<(), ReplicaError> {
+        self.proof.begin(&mut self.replica, point, signer, wall, now)?;
+        self.ask_agent(now);
+        Ok(())
+    }
+
+    /// Before a restore: what is being verified ends, stored digests go with the disks they are of.
+    pub fn give_up_verification(&mut self, reason: &str) {
+        self.proof.give_up(&mut self.replica, reason);
     }
 
     /// Why replication waits, if it does.
@@ -131,6 +160,8 @@ impl StreamNode {
             let reason = Some(reason.clone());
             self.send(&Control::Hold { reason }, now);
         }
+        self.proof.handle_connected(now);
+        self.ask_agent(now);
         self.read_link(now);
     }
 
@@ -152,7 +183,7 @@ impl StreamNode {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let link = self.link.as_ref().map(Link::poll_timeout);
         let hold = self.hold.as_ref().map(|(_, until)| *until);
-        link.into_iter().chain(hold).min()
+        link.into_iter().chain(hold).chain(self.proof.ask_at().filter(|_| self.is_connected())).min()
     }
 
     /// Time has passed.
@@ -163,6 +194,25 @@ impl StreamNode {
             Ok(None) => {}
             Err(error) => self.close(error.to_string()),
         }
+        self.ask_agent(now);
+    }
+
+    /// Tells the agent what a verification wants of it, as far as that is due.
+    fn ask_agent(&mut self, now: Instant) {
+        if self.is_connected() {
+            self.proof.wishes(now).iter().for_each(|wish| self.send(wish, now));
+        }
+    }
+
+    /// Whether [`Self::work`] has something to do.
+    #[must_use]
+    pub fn has_other_work(&self) -> bool {
+        self.proof.has_work()
+    }
+
+    /// Does a bounded piece of what is not replication: call it between batches.
+    pub fn work(&mut self, wall: Timestamp) {
+        self.proof.step(&mut self.replica, wall);
     }
 
     /// The next thing to do.
@@ -182,6 +232,7 @@ impl StreamNode {
     pub fn commit(&mut self, now: Instant, wall: Timestamp) -> Result<Vec<SealedPoint>, ReplicaError> {
         let batch = self.next_batch();
         let result = self.replica.apply(&batch, wall);
+        self.proof.observe(&mut self.replica, now);
         let position = self.replica.position();
         for frame in batch.iter().filter(|frame| frame.header().seq <= position.seq) {
             self.counts.frames += 1;
@@ -194,6 +245,7 @@ impl StreamNode {
         if let Some(ack) = self.receiver.poll_ack() {
             self.send(&ack, now);
         }
+        self.ask_agent(now);
         match result {
             Ok(sealed) => {
                 if self.hold.take().is_some() {

@@ -4,6 +4,8 @@
 //! the blocks in place → synced; the position → synced; only then is it acknowledged. A seal is the last frame of
 //! its batch. It knows files and disks only through traits, and nothing of connections.
 
+mod observe;
+
 use std::{
     io,
     path::{Path, PathBuf},
@@ -21,6 +23,9 @@ use engine::{
 };
 use jiff::Timestamp;
 
+pub(crate) use self::observe::Observed;
+use self::observe::Observer;
+use crate::digests::Digests;
 use crate::journal::{
     self, Catalogue, ENTRY_BLOCKS, Image, JournalError, Log, OpenLayer, Record, SealedPoint, State, Watchers,
     log_path,
@@ -101,6 +106,9 @@ pub struct Replica {
     pub(crate) targets: Vec<Target>,
     /// Images that are open, to be told of what is saved.
     pub(crate) watchers: Watchers,
+    /// Of the disks, as far as they are known.
+    pub(crate) digests: Digests,
+    observer: Observer,
     open: OpenLayer,
     position: Position,
 }
@@ -110,16 +118,20 @@ impl Replica {
     pub fn open(storage: Arc<dyn Storage>, dir: &Path, targets: Vec<Target>) -> Result<Self, ReplicaError> {
         let catalogue = Catalogue::open(&storage, dir)?;
         let (open, position) = journal::recover(&storage, dir, &catalogue)?;
+        let digests = observe::open_digests(&storage, dir, catalogue.state(), &targets);
         let mut replica = Self {
             storage,
             dir: dir.to_owned(),
             catalogue,
             targets,
             watchers: Watchers::default(),
+            digests,
+            observer: Observer::default(),
             open,
             position,
         };
         replica.finish_restore()?;
+        replica.void_digests()?;
         Ok(replica)
     }
 
@@ -160,8 +172,10 @@ impl Replica {
     pub fn apply(&mut self, frames: &[Frame], now: Timestamp) -> Result<Vec<SealedPoint>, ReplicaError> {
         let opened = Self::open_frames(self.position.chain, frames)?;
         for (frame, opened) in frames.iter().zip(&opened) {
-            if let Opened::Data(content) = opened {
-                self.check_place(frame, content)?;
+            match opened {
+                Opened::Data(content) => self.check_place(frame, content)?,
+                Opened::Digests(digests) => self.check_leaves(frame.header(), digests)?,
+                Opened::Seal(_) => {}
             }
         }
         let mut sealed = Vec::new();
@@ -180,8 +194,12 @@ impl Replica {
                     batch = Batch::new(self.targets.len());
                     sealed.push(self.seal(point, Position::after(header), now)?);
                 }
-                // Nobody asked for them yet.
-                Opened::Digests(_) => batch.position = Some(Position::after(header)),
+                Opened::Digests(digests) => {
+                    self.apply_batch(&mut batch)?;
+                    self.compare(header, digests);
+                    // At once: were they compared again after a failure, what follows might be on the disks in part.
+                    self.commit(Position::after(header))?;
+                }
             }
         }
         self.apply_batch(&mut batch)?;
@@ -233,6 +251,7 @@ impl Replica {
             return Ok(());
         }
         self.save(&batch.written)?;
+        self.note_overwritten(&batch.written);
         // Within one run no two operations may touch the same bytes: frames that overlap go one after the other.
         let mut running = vec![ExtentSet::new(); self.targets.len()];
         let mut queued: Vec<Vec<(Extent, Payload<'_>)>> = vec![Vec::new(); self.targets.len()];
@@ -347,6 +366,7 @@ impl Replica {
         self.catalogue.append(Record::Sealed { point: sealed.clone(), position })?;
         self.open = OpenLayer { log: None, saved: vec![ExtentSet::new(); self.targets.len()] };
         self.position = position;
+        self.observer.note(|| Observed::Sealed(Box::new(sealed.clone())));
         Ok(sealed)
     }
 

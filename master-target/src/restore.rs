@@ -74,6 +74,8 @@ impl Replica {
         View::at(&self.storage, &self.dir, self.state(), point.layer)?.check()?;
         let layer = self.state().newest_layer() + 1;
         journal::remove_log(&self.storage, &self.dir, layer)?;
+        // They would be of other disks.
+        self.digests.forget()?;
         self.catalogue.append(Record::RestoreBegun { to: point.layer, layer })?;
         self.run_restore(progress)
     }
@@ -124,6 +126,7 @@ impl Replica {
         let view = View::at(&self.storage, &self.dir, self.state(), restore.first - 1)?;
         self.write_view(&view, None, progress)?;
         self.catalogue.append(Record::UndoDone)?;
+        self.begin_digests_again()?;
         for layer in restore.first..=restore.layer {
             journal::remove_log(&self.storage, &self.dir, layer)?;
         }

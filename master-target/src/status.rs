@@ -8,6 +8,7 @@ use engine::units::StreamId;
 use crate::{
     journal::{Phase, SealedPoint, State, TargetDisk},
     node::StreamNode,
+    proof::Report,
 };
 
 /// One VM's replication.
@@ -43,6 +44,9 @@ pub struct StreamStatus {
     pub logical_bytes: u64,
     /// Connections closed because of what the peer sent, since it was opened.
     pub peer_errors: u64,
+    /// The verification under way, or the last one since it was opened.
+    #[serde(default)]
+    pub verification: Option<Report>,
 }
 
 impl StreamStatus {
@@ -58,6 +62,7 @@ impl StreamStatus {
             wire_bytes: counts.wire_bytes,
             logical_bytes: counts.logical_bytes,
             peer_errors: counts.peer_errors,
+            verification: node.proof().report(),
             ..Self::at_rest(replica.state())
         }
     }
@@ -81,6 +86,7 @@ impl StreamStatus {
             wire_bytes: 0,
             logical_bytes: 0,
             peer_errors: 0,
+            verification: None,
         }
     }
 

@@ -6,9 +6,11 @@
 //! simulated VM ([`agent::sim::History`]); at the end every point is restored and checked, and the newest
 //! state at home must be the VM's disks.
 
+mod proof;
+
 use std::{
     collections::{BTreeSet, HashMap},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,7 +19,7 @@ use agent::{
     capture::{Clock, pack::Inline},
     node::{self as agent_node, Node, Step, Waiting},
     sim::{History, Plan, SimVm},
-    tracker::Kind,
+    tracker::{Kind, broken::BrokenTracker},
 };
 use bytes::Bytes;
 use engine::{
@@ -32,6 +34,7 @@ use master_target::{
     datastore::{Datastore, DatastoreKind},
     home::{Home, Placement},
     node::{self as target_node, Retention},
+    proof::Phase,
     vmdk::flat::Provisioning,
 };
 use process_server::{
@@ -128,6 +131,8 @@ pub struct World {
     sealed: BTreeSet<PointId>,
     answers: HashMap<agent_node::RequestId, Result<Point, String>>,
     lives: u64,
+    /// The agent's tracker misses one write in so many.
+    misses_one_in: Option<u32>,
     connections: u64,
     /// The next frame to the master target is forged.
     forge: bool,
@@ -145,7 +150,7 @@ impl World {
         };
         let vm = SimVm::new(&plan, seed);
         let (relay_storage, target_storage) = (Arc::new(SimStorage::new()), Arc::new(SimStorage::new()));
-        let agent = start_agent(&vm, &plan, seed);
+        let agent = start_agent(&vm, &plan, seed, None);
         let relay = start_relay(&relay_storage, seed, vm.now());
         Self {
             rng: StdRng::seed_from_u64(seed),
@@ -162,6 +167,7 @@ impl World {
             sealed: BTreeSet::new(),
             answers: HashMap::new(),
             lives: seed,
+            misses_one_in: None,
             connections: 0,
             forge: false,
         }
@@ -181,10 +187,17 @@ impl World {
                     mishaps += 1;
                 }
                 6 => drop(self.agent.handle_point_request(Consistency::CrashConsistent)),
+                7 => drop(self.begin_to_verify()),
                 _ => self.step(false),
             }
         }
         self.settle();
+        let report = self.verify();
+        assert_eq!(
+            (&report.phase, report.different_leaves),
+            (&Phase::Proven, 0),
+            "a right tracker has no differences"
+        );
         Outcome { points: self.check(), mishaps }
     }
 
@@ -218,7 +231,7 @@ impl World {
                 self.lives += 1;
                 // A new life counts its requests anew.
                 self.answers.clear();
-                self.agent = start_agent(&self.vm, &self.plan, self.lives);
+                self.agent = start_agent(&self.vm, &self.plan, self.lives, self.misses_one_in);
             }
             Mishap::KillRelay => self.restart_relay(SimStorage::clone(&self.relay_storage)),
             Mishap::PowerCutRelay => {
@@ -305,6 +318,9 @@ impl World {
         let (now, wall) = (self.now(), self.vm.wall());
         let Some(target) = &mut self.target else { return };
         target.handle_timeout(now);
+        if target.has_other_work() {
+            target.work(wall);
+        }
         if !target.has_work(now) {
             return;
         }
@@ -575,7 +591,7 @@ fn forged(bytes: Bytes, forge: &mut bool) -> Bytes {
     [&header.encode()[..], &bytes[HEADER..]].concat().into()
 }
 
-fn start_agent(vm: &SimVm, plan: &Plan, seed: u64) -> Node {
+fn start_agent(vm: &SimVm, plan: &Plan, seed: u64, misses_one_in: Option<u32>) -> Node {
     let disk = |(index, blocks): (usize, &u64)| {
         let bytes = blocks * BLOCK_BYTES;
         DiskInfo { name: format!("sd{index}"), bytes, used_bytes: bytes }
@@ -583,8 +599,12 @@ fn start_agent(vm: &SimVm, plan: &Plan, seed: u64) -> Node {
     let disks = plan.disks.iter().enumerate().map(disk).collect();
     let stream = StreamInfo { id: STREAM, vm: "vm".into(), disks };
     let mut ids = StdRng::seed_from_u64(seed);
+    let mut source = vm.source();
+    if let Some(one_in) = misses_one_in {
+        source.tracker = Box::new(BrokenTracker::new(source.tracker, one_in, seed));
+    }
     let parts = agent_node::Parts {
-        source: vm.source(),
+        source,
         kind: Kind::Ebpf,
         freezer: Some(Box::new(vm.clone())),
         quiescer: Some(Box::new(vm.applications(seed))),
@@ -622,11 +642,16 @@ fn home(storage: &Arc<SimStorage>) -> Home {
     }
 }
 
+/// The file of a disk at home.
+fn flat_file(disk: usize) -> PathBuf {
+    let name = if disk == 0 { "vm".to_owned() } else { format!("vm_{disk}") };
+    Path::new("vm").join(format!("{name}-flat.vmdk"))
+}
+
 /// What the disks at home hold.
 fn images(storage: &SimStorage, plan: &Plan) -> Vec<Vec<u8>> {
     let disk = |(index, blocks): (usize, &u64)| {
-        let name = if index == 0 { "vm".to_owned() } else { format!("vm_{index}") };
-        let device = storage.device(&Path::new("vm").join(format!("{name}-flat.vmdk"))).unwrap();
+        let device = storage.device(&flat_file(index)).unwrap();
         read_exact_at(device.as_ref(), 0, (blocks * BLOCK_BYTES) as usize).unwrap().to_vec()
     };
     plan.disks.iter().enumerate().map(disk).collect()

@@ -14,7 +14,11 @@ use engine::{
     net::Role,
     point::{BarrierId, Consistency, GroupMark, Point, PointId},
 };
-use master_target::journal::{Catalogue, layout as undo};
+use master_target::{
+    digests::layout as digests,
+    journal::{Catalogue, layout as undo},
+    proof::Certificate,
+};
 use process_server::spool::layout as spool;
 
 fn document() -> String {
@@ -143,6 +147,38 @@ fn undo_logs() {
 }
 
 #[test]
+fn stored_digests() {
+    use digests::{at, page_at};
+    let header = [
+        ("magic", at::MAGIC),
+        ("version", at::VERSION),
+        ("state", at::STATE),
+        ("disk", at::DISK),
+        ("stream", at::STREAM),
+        ("bytes", at::BYTES),
+        ("layer", at::LAYER),
+        ("reserved", at::RESERVED),
+        ("crc", at::CRC),
+    ];
+    assert_fields("digests-header", &header, digests::HEADER);
+    let page = [
+        ("digests", page_at::DIGESTS),
+        ("number", page_at::NUMBER),
+        ("reserved", page_at::RESERVED),
+        ("crc", page_at::CRC),
+    ];
+    assert_fields("digests-page", &page, digests::PAGE);
+    assert_eq!(rows("table", "digests-header")[0][4], quoted(digests::MAGIC));
+}
+
+#[test]
+fn a_certificate_reads_as_described() {
+    let [json] = &example("json certificate")[..] else { panic!("one line") };
+    let certificate = Certificate::parse(json).unwrap();
+    assert_eq!(&serde_json::to_string(&certificate).unwrap(), json);
+}
+
+#[test]
 fn spool_marks() {
     use spool::{at, magic};
     let mark = [
@@ -197,6 +233,7 @@ fn versions() {
         ("undo log", u64::from(undo::VERSION)),
         ("spool mark", u64::from(spool::VERSION)),
         ("tracker maps", tracker::VERSION),
+        ("stored digests", u64::from(digests::VERSION)),
     ] {
         let newest = document.lines().rfind(|line| line.starts_with(&format!("| {format} | "))).unwrap();
         assert_eq!(newest.split('|').nth(2).unwrap().trim(), version.to_string(), "{format}");

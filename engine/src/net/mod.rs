@@ -13,6 +13,7 @@ pub mod certificate;
 pub mod connect;
 pub mod error;
 pub mod identity;
+pub mod sign;
 pub mod tls;
 mod verify;
 
@@ -20,4 +21,5 @@ pub use backoff::Backoff;
 pub use connect::{Incoming, Listener, Peer, connect};
 pub use error::{NetError, Refusal};
 pub use identity::{Identity, Role};
-pub use tls::{ClientTls, Credentials, ServerTls, TlsFileError, TlsFiles};
+pub use sign::{SignError, Signature};
+pub use tls::{Authorities, ClientTls, Credentials, ServerTls, TlsFileError, TlsFiles};

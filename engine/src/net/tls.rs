@@ -19,7 +19,7 @@ use rustls::{
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject},
     server::{NoServerSessionStorage, WebPkiClientVerifier},
-    sign::{CertifiedKey, SingleCertAndKey},
+    sign::{CertifiedKey, SigningKey, SingleCertAndKey},
     version::TLS13,
 };
 use serde::Deserialize;
@@ -28,6 +28,7 @@ use thiserror::Error;
 use super::{
     certificate::Certificate,
     identity::{Identity, IdentityError, Role},
+    sign::{self, SignError, Signature},
     verify::{ClientRole, ServerRole},
 };
 
@@ -54,7 +55,13 @@ pub struct Credentials {
     provider: Arc<CryptoProvider>,
     roots: Arc<RootCertStore>,
     own: Arc<SingleCertAndKey>,
+    key: Arc<dyn SigningKey>,
+    certificate: CertificateDer<'static>,
 }
+
+/// The CA certificates that a file holds: enough to check signatures.
+#[derive(Clone, Debug)]
+pub struct Authorities(Arc<RootCertStore>);
 
 /// Settings of a listening service. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -74,11 +81,7 @@ impl Credentials {
     pub fn load(files: &TlsFiles, role: Role) -> Result<Self, TlsFileError> {
         let provider = Arc::new(ring::default_provider());
 
-        let mut roots = RootCertStore::empty();
-        for ca in certificates(&files.ca)? {
-            warn_of_expiry(&files.ca, &parse(&files.ca, &ca)?);
-            roots.add(ca).map_err(|source| TlsFileError::Unusable { path: files.ca.clone(), source })?;
-        }
+        let Authorities(roots) = Authorities::load(&files.ca)?;
 
         let chain = certificates(&files.cert)?;
         let own = parse(&files.cert, &chain[0])?;
@@ -89,9 +92,19 @@ impl Credentials {
             return Err(TlsFileError::WrongRole { path: files.cert.clone(), found: identity, role });
         }
 
-        let key = CertifiedKey::from_der(chain, private_key(&files.key)?, &provider)
+        let certificate = chain[0].clone();
+        let pair = CertifiedKey::from_der(chain, private_key(&files.key)?, &provider)
             .map_err(|source| TlsFileError::Unusable { path: files.key.clone(), source })?;
-        Ok(Self { identity, provider, roots: Arc::new(roots), own: Arc::new(SingleCertAndKey::from(key)) })
+        let key = Arc::clone(&pair.key);
+        Ok(Self { identity, provider, roots, own: Arc::new(SingleCertAndKey::from(pair)), key, certificate })
+    }
+
+    /// Signs a statement with the service's key.
+    ///
+    /// # Errors
+    /// [`SignError::Key`], [`SignError::Sign`].
+    pub fn sign(&self, message: &[u8]) -> Result<Signature, SignError> {
+        sign::sign(self.key.as_ref(), &self.certificate, message)
     }
 
     /// Who we are.
@@ -135,6 +148,36 @@ impl Credentials {
             .with_client_cert_resolver(self.own.clone());
         config.resumption = Resumption::disabled();
         Ok(ClientTls(Arc::new(config)))
+    }
+}
+
+impl Authorities {
+    /// Reads a CA file. Warns in the log of certificates that have expired or soon will.
+    ///
+    /// # Errors
+    /// [`TlsFileError`], which names the file.
+    pub fn load(path: &Path) -> Result<Self, TlsFileError> {
+        let mut roots = RootCertStore::empty();
+        for ca in certificates(path)? {
+            warn_of_expiry(path, &parse(path, &ca)?);
+            roots.add(ca).map_err(|source| TlsFileError::Unusable { path: path.into(), source })?;
+        }
+        Ok(Self(Arc::new(roots)))
+    }
+
+    /// Checks that a service of role `role`, with a certificate from here that was valid at `at`, signed `message`;
+    /// returns who it is.
+    ///
+    /// # Errors
+    /// [`SignError`].
+    pub fn check(
+        &self,
+        message: &[u8],
+        signature: &Signature,
+        role: Role,
+        at: Timestamp,
+    ) -> Result<Identity, SignError> {
+        sign::check(&self.0, message, signature, role, at)
     }
 }
 

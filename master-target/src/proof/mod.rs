@@ -1,0 +1,223 @@
+//! Proof: whether the disks at home hold what the source's disks hold.
+//!
+//! The operator names a point; the agent is asked for digests of the source's leaves, which arrive in the stream, each at
+//! the place where the disks here must have the same ([`engine::frame::LeafDigests`]). What is equal is counted, what
+//! differs is named, its point marked, and sent again. If nothing differed, a signed [`Certificate`] says so.
+//! It decides nothing about restore or commit.
+
+mod answer;
+mod certificate;
+mod disk;
+mod report;
+mod run;
+mod verdicts;
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
+
+use engine::{frame::Control, io::write_file_atomically, point::PointId, units::Epoch};
+use jiff::Timestamp;
+
+use self::run::{Done, Run};
+pub use self::{
+    answer::Verified,
+    certificate::{Certificate, CertificateError, Coverage, DiskProof, Sign, Statement},
+    report::{Difference, Phase, Report},
+    run::DIFFERENCES,
+    verdicts::{Verdict, Verdicts},
+};
+use crate::{
+    journal::{JournalError, SealedPoint},
+    replica::{Observed, Replica, ReplicaError},
+};
+
+/// Everything about proof of one stream.
+pub struct Proof {
+    run: Option<Run>,
+    /// Of the last verification that ended, since the stream was opened.
+    last: Option<Report>,
+    verdicts: Verdicts,
+}
+
+impl Proof {
+    /// Of a stream whose replica stands open.
+    #[must_use]
+    pub fn new(replica: &Replica) -> Self {
+        run::sweep(replica);
+        Self { run: None, last: None, verdicts: Verdicts::open(&replica.storage, &replica.dir) }
+    }
+
+    /// Begins to verify a point, in place of what was being verified. If that one is, it goes on.
+    ///
+    /// # Errors
+    /// If the point cannot be read, or the disks are restored to another.
+    pub fn begin(
+        &mut self,
+        replica: &mut Replica,
+        point: &SealedPoint,
+        signer: Arc<dyn Sign>,
+        wall: Timestamp,
+        now: Instant,
+    ) -> Result<(), ReplicaError> {
+        if self.run.as_ref().is_some_and(|run| run.point().point.id == point.point.id) {
+            return Ok(());
+        }
+        if replica.state().restore.is_some() {
+            let why = "the disks are restored to a point: undo that, so that they follow the source again";
+            return Err(JournalError::Refused(why.into()).into());
+        }
+        self.give_up(replica, "another point was to be verified");
+        self.run = Some(Run::begin(replica, point.clone(), signer, wall, now)?);
+        tracing::info!(point = %point.point.id, "verification begins");
+        Ok(())
+    }
+
+    /// Ends what is under way without a result.
+    pub fn give_up(&mut self, replica: &mut Replica, reason: &str) {
+        if let Some(run) = self.run.take() {
+            tracing::warn!(point = %run.point().point.id, reason, "verification given up");
+            self.last = Some(Report { phase: Phase::Failed(reason.to_owned()), ..run.report() });
+            run.end(replica);
+        }
+    }
+
+    /// Takes what happened while frames were applied.
+    pub fn observe(&mut self, replica: &mut Replica, now: Instant) {
+        let observed: Vec<Observed> = replica.take_observed();
+        let Some(run) = self.run.as_mut().filter(|_| !observed.is_empty()) else { return };
+        match run.observe(observed, now) {
+            Ok(wrong) => wrong.into_iter().for_each(|epoch| self.mark_different(replica, epoch)),
+            Err(error) => self.give_up(replica, &error.to_string()),
+        }
+    }
+
+    fn mark_different(&mut self, replica: &Replica, epoch: Epoch) {
+        let of_epoch = |sealed: &&SealedPoint| sealed.point.epoch == epoch;
+        if let Some(sealed) = replica.state().points.values().rev().find(of_epoch) {
+            self.add_verdict(replica, sealed.point.id, Verdict::Different);
+        }
+    }
+
+    fn add_verdict(&mut self, replica: &Replica, point: PointId, verdict: Verdict) {
+        if let Err(error) = self.verdicts.add(point, verdict, replica.state()) {
+            tracing::error!(%point, %verdict, %error, "a verdict could not be written down");
+        }
+    }
+
+    /// The process server has connected.
+    pub fn handle_connected(&mut self, now: Instant) {
+        self.run.iter_mut().for_each(|run| run.handle_connected(now));
+    }
+
+    /// What the agent should be told now.
+    pub fn wishes(&mut self, now: Instant) -> Vec<Control> {
+        self.run.as_mut().map_or_else(Vec::new, |run| run.wishes(now))
+    }
+
+    /// When [`Self::wishes`] should be asked for next.
+    #[must_use]
+    pub fn ask_at(&self) -> Option<Instant> {
+        self.run.as_ref().and_then(Run::ask_at)
+    }
+
+    /// Whether [`Self::step`] has something to do.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        self.run.as_ref().is_some_and(Run::is_settled)
+    }
+
+    /// Does a bounded piece of the work that follows when everything was compared.
+    pub fn step(&mut self, replica: &mut Replica, wall: Timestamp) {
+        let Some(run) = self.run.as_mut().filter(|run| run.is_settled()) else { return };
+        let done = match run.step(replica, wall) {
+            Ok(Done::NotYet) => return,
+            Ok(done) => done,
+            Err(error) => return self.give_up(replica, &error.to_string()),
+        };
+        let Some(run) = self.run.take() else { return };
+        let (point, mut report) = (run.point().point.id, run.report());
+        if let Done::Proven(certificate) = done {
+            report.phase = Phase::Proven;
+            if let Err(error) = keep(replica, &certificate) {
+                tracing::error!(%point, %error, "the certificate could not be kept beside the journal");
+            }
+            tracing::info!(%point, direct = report.coverage.direct, later = report.coverage.later, "point is proven");
+            self.add_verdict(replica, point, Verdict::Proven(report.coverage));
+            report.certificate = Some(certificate);
+        } else {
+            report.phase = Phase::Different;
+            tracing::error!(%point, leaves = report.different_leaves, "verification ends: there were differences, and what differed was sent again");
+        }
+        run.end(replica);
+        self.last = Some(report);
+    }
+
+    /// What is under way, or was last.
+    #[must_use]
+    pub fn report(&self) -> Option<Report> {
+        self.run.as_ref().map(Run::report).or_else(|| self.last.clone())
+    }
+
+    /// What is known of a point.
+    #[must_use]
+    pub fn of_point(&self, replica: &Replica, point: PointId) -> Verified {
+        let certificate = kept_certificate(replica, point).unwrap_or_else(|error| {
+            tracing::warn!(%point, %error, "the certificate is there, but cannot be read");
+            None
+        });
+        Verified {
+            point,
+            report: self.report().filter(|report| report.point == point),
+            verdict: self.verdicts().get(&point).copied(),
+            certificate: certificate.map(Box::new),
+        }
+    }
+
+    /// The point that is being verified.
+    #[must_use]
+    pub fn under_way(&self) -> Option<&SealedPoint> {
+        self.run.as_ref().map(Run::point)
+    }
+
+    /// Which points were verified.
+    #[must_use]
+    pub fn verdicts(&self) -> &BTreeMap<PointId, Verdict> {
+        self.verdicts.all()
+    }
+}
+
+/// Where the certificate of a point is kept.
+fn certificate_path(replica: &Replica, point: PointId) -> PathBuf {
+    replica.dir.join(format!("certificate-{point}.json"))
+}
+
+/// Keeps a certificate, and none of points that are gone.
+fn keep(replica: &Replica, certificate: &Certificate) -> Result<(), JournalError> {
+    let (storage, dir) = (replica.storage.as_ref(), &replica.dir);
+    for name in storage.list(dir).map_err(JournalError::io("list", dir))? {
+        let point = name.strip_prefix("certificate-").and_then(|rest| rest.strip_suffix(".json"));
+        let id = point.and_then(|point| point.parse().ok()).map(PointId);
+        if id.is_some_and(|id| replica.state().point(id).is_none()) {
+            let path = dir.join(&name);
+            storage.remove(&path).map_err(JournalError::io("remove", &path))?;
+        }
+    }
+    let path = certificate_path(replica, certificate.statement.point);
+    write_file_atomically(replica.storage.as_ref(), &path, certificate.to_json().as_bytes())
+        .map_err(JournalError::io("write", &path))
+}
+
+/// The certificate of a point, if there is one.
+fn kept_certificate(replica: &Replica, point: PointId) -> Result<Option<Certificate>, JournalError> {
+    let path = certificate_path(replica, point);
+    let failed = JournalError::io("read", &path);
+    if !replica.storage.exists(&path).map_err(&failed)? {
+        return Ok(None);
+    }
+    let file = replica.storage.open(&path).map_err(&failed)?;
+    let mut bytes = vec![0; file.len().map_err(&failed)? as usize];
+    file.read_exact_at(&mut bytes, 0).map_err(&failed)?;
+    let text = String::from_utf8_lossy(&bytes);
+    Certificate::parse(&text)
+        .map(Some)
+        .map_err(|error| JournalError::Refused(format!("{}: {error}; verify again", path.display())))
+}
