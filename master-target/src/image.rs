@@ -11,7 +11,7 @@ use engine::{
     extent_set::ExtentSet,
     frame::DiskInfo,
     io::{Device, read_exact_at},
-    units::{BLOCK_BYTES, DiskIndex},
+    units::{BLOCK_BYTES, Block, DiskIndex},
 };
 
 use crate::{
@@ -84,14 +84,19 @@ impl PointImage {
     pub fn holes(&self, disk: DiskIndex, offset: u64, len: u64) -> Result<Vec<(u64, bool)>, ReplicaError> {
         let mut zeros = ExtentSet::new();
         if let Some(range) = self.blocks(disk, offset, len)? {
+            // The disk first, then what was saved of it: as for reading.
+            let on_disk = self.disk_holes(disk, range)?;
             let old = self.view.find(disk, range.start, range.end());
-            let covered: ExtentSet = old.iter().map(|found| found.extent).collect();
+            let mut covered: ExtentSet = old.iter().map(|found| found.extent).collect();
             zeros = old.iter().filter(|found| found.is_zeros()).map(|found| found.extent).collect();
-            for found in self.overlay.find(disk, range.start, range.end())?.iter().filter(|f| f.is_zeros()) {
-                covered
-                    .gaps(found.extent.start, found.extent.end())
-                    .into_iter()
-                    .for_each(|gap| zeros.insert_extent(gap));
+            for found in self.overlay.find(disk, range.start, range.end())? {
+                let gaps = covered.gaps(found.extent.start, found.extent.end());
+                gaps.into_iter().filter(|_| found.is_zeros()).for_each(|gap| zeros.insert_extent(gap));
+                covered.insert_extent(found.extent);
+            }
+            for hole in on_disk.extents() {
+                let gaps = covered.gaps(hole.start, hole.end());
+                gaps.into_iter().for_each(|gap| zeros.insert_extent(gap));
             }
         }
         let (mut runs, mut at, end) = (Vec::new(), offset, offset + len);
@@ -113,6 +118,26 @@ impl PointImage {
         })?;
         let (start, blocks) = (offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES) - offset / BLOCK_BYTES);
         Ok((len > 0).then_some(Extent::new(start, blocks as u32)))
+    }
+
+    /// The whole blocks of `range` that are holes on the disk.
+    fn disk_holes(&self, disk: DiskIndex, range: Extent) -> Result<ExtentSet, ReplicaError> {
+        let (device, size) = (&self.devices[usize::from(disk.0)], self.bytes(disk));
+        let (mut at, len) = (range.offset(), range.bytes_within(size));
+        let parts = device.holes(at, len).map_err(|source| {
+            let disk = device.name().to_owned();
+            ReplicaError::Disk { action: "look for holes in", disk, offset: at, source }
+        })?;
+        let mut holes = ExtentSet::new();
+        for (len, hole) in parts {
+            let end = at + len;
+            if hole {
+                let last = if end == size { end.div_ceil(BLOCK_BYTES) } else { end / BLOCK_BYTES };
+                holes.insert(Block(at.div_ceil(BLOCK_BYTES)), Block(last));
+            }
+            at = end;
+        }
+        Ok(holes)
     }
 
     fn read_disk(

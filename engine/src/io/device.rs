@@ -88,6 +88,13 @@ pub trait Device: Send + Sync {
     /// Returns when all have completed. A failed operation does not stop the others.
     fn run(&self, ops: &mut dyn Iterator<Item = Op>, done: &mut dyn FnMut(Op, io::Result<()>));
 
+    /// Cuts a range into what is known to be a hole, and so zeros, and what may be data: lengths and whether it is a
+    /// hole, in order. All data where the device cannot tell.
+    fn holes(&self, offset: u64, len: u64) -> io::Result<Vec<(u64, bool)>> {
+        let _ = offset;
+        Ok(if len == 0 { Vec::new() } else { vec![(len, false)] })
+    }
+
     /// Makes every completed write durable. After an error the device is dead: every later call fails,
     /// because the kernel may have dropped what it could not write.
     fn sync(&self) -> io::Result<()>;

@@ -16,7 +16,10 @@ use std::{
     path::Path,
 };
 
-use rustix::fs::{AtFlags, OFlags, StatxFlags, fdatasync, statx};
+use rustix::{
+    fs::{AtFlags, OFlags, SeekFrom, StatxFlags, fdatasync, seek, statx},
+    io::Errno,
+};
 
 use super::{AlignedBuf, Op, OpKind, blockdev, sync_guard::SyncGuard};
 use crate::limits::IO_BYTES;
@@ -105,6 +108,33 @@ impl DiskFile {
             Err(_) if self.is_block_device => blockdev::zero_out(&self.buffered, offset, len),
             Err(_) => self.write_zeros(offset, len),
         }
+    }
+
+    /// What of a range is a hole in a file; see [`super::Device::holes`].
+    pub(super) fn holes(&self, offset: u64, len: u64) -> io::Result<Vec<(u64, bool)>> {
+        let (mut at, end) = (offset, offset + len);
+        let mut parts = Vec::new();
+        let next = |from| match seek(&self.buffered, from) {
+            Ok(found) => Ok(found.min(end)),
+            Err(Errno::NXIO) => Ok(end),
+            Err(error) => Err(error),
+        };
+        while at < end {
+            let data = match next(SeekFrom::Data(at)) {
+                // A block device: it knows no holes.
+                Err(Errno::INVAL) => at,
+                other => other?,
+            };
+            // A file that is written meanwhile may have changed between the two looks: go on in any case.
+            let hole = match next(SeekFrom::Hole(data)) {
+                Err(Errno::INVAL) => end,
+                other => other?.max(data + u64::from(data < end)),
+            };
+            parts.extend([(data - at, true), (hole - data, false)]);
+            at = hole;
+        }
+        parts.retain(|(len, _)| *len > 0);
+        Ok(parts)
     }
 
     pub(super) fn sync(&self) -> io::Result<()> {

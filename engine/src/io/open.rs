@@ -133,6 +133,10 @@ impl Device for Disk {
         queue::run(&self.file, &*self.backend, ops, done);
     }
 
+    fn holes(&self, offset: u64, len: u64) -> io::Result<Vec<(u64, bool)>> {
+        self.file.holes(offset, len)
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.file.sync()
     }

@@ -19,7 +19,7 @@ mod server;
 mod socket;
 
 pub use disk::DrillDisk;
-pub use image::{FileImage, Image, PointDisk};
+pub use image::{Image, PointDisk};
 pub use overlay::{Budget, Overlay, OverlayError};
 pub use registry::{DrillError, DrillStatus, Drills, Plan, Served};
 pub use server::NbdServer;

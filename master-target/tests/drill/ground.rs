@@ -2,14 +2,22 @@
 
 use std::{
     fs::File,
+    io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
 };
 
-use master_target::drill::{Budget, DrillDisk, FileImage, NbdServer, Overlay, Place, nbd::Export};
+use master_target::{
+    drill::{Budget, DrillDisk, Image, NbdServer, Overlay, Place, nbd::Export},
+    replica::ReplicaError,
+};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rustix::{
+    fs::{SeekFrom, seek},
+    io::Errno,
+};
 use tempfile::TempDir;
 
 pub const MIB: u64 = 1 << 20;
@@ -33,7 +41,7 @@ impl Ground {
         let image = dir.path().join("disk.img");
         make_image(&image, bytes);
         let budget = Budget::new(1 << 30);
-        let below = FileImage::open(&image).unwrap();
+        let below = FileImage::open(&image);
         let overlay = writable.then(|| Overlay::create(dir.path(), bytes, Arc::clone(&budget)).unwrap());
         let export = Export { name: "sda".into(), description: "web at noon".into(), bytes, writable };
         let disks = vec![(export, DrillDisk::new(Arc::new(below), overlay))];
@@ -68,4 +76,60 @@ pub fn run(program: &str, args: &[&str]) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {args:?}: {}\n{said}{errors}", output.status);
     said
+}
+
+/// A raw image in a file, which nobody writes.
+struct FileImage {
+    file: File,
+    path: PathBuf,
+    bytes: u64,
+}
+
+impl FileImage {
+    fn open(path: &Path) -> Self {
+        let file = File::open(path).unwrap();
+        let bytes = file.metadata().unwrap().len();
+        Self { file, path: path.to_owned(), bytes }
+    }
+
+    fn error(&self, action: &'static str, offset: u64, source: io::Error) -> ReplicaError {
+        ReplicaError::Disk { action, disk: self.path.display().to_string(), offset, source }
+    }
+
+    /// The next data or hole at or after `offset`; the end if there is none.
+    fn next(&self, offset: u64, hole: bool) -> Result<u64, ReplicaError> {
+        let from = if hole { SeekFrom::Hole(offset) } else { SeekFrom::Data(offset) };
+        match seek(&self.file, from) {
+            Ok(at) => Ok(at),
+            Err(Errno::NXIO) => Ok(self.bytes),
+            Err(error) => Err(self.error("seek", offset, error.into())),
+        }
+    }
+}
+
+impl Image for FileImage {
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReplicaError> {
+        self.file.read_exact_at(buf, offset).map_err(|e| self.error("read", offset, e))
+    }
+
+    fn holes(&self, offset: u64, len: u64) -> Result<Vec<(u64, bool)>, ReplicaError> {
+        let (mut at, end) = (offset, offset + len);
+        let mut parts = Vec::new();
+        while at < end {
+            let data = self.next(at, false)?.min(end);
+            if data > at {
+                parts.push((data - at, true));
+            }
+            let hole = if data < end { self.next(data, true)?.min(end) } else { end };
+            if hole > data {
+                parts.push((hole - data, false));
+            }
+            at = hole;
+        }
+        Ok(parts)
+    }
 }

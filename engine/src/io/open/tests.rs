@@ -399,3 +399,21 @@ fn what_is_no_disk_is_refused_with_its_name() {
         assert!(error.to_string().contains(path), "{error}");
     }
 }
+
+#[test]
+fn holes_of_a_file_are_told() {
+    const MIB: u64 = 1 << 20;
+    let file = NamedTempFile::new().unwrap();
+    file.as_file().set_len(4 * MIB).unwrap();
+    file.as_file().write_all_at(&[1; 4096], MIB).unwrap();
+    let device = open_device(file.path(), Access::ReadOnly, Backend::Threads).unwrap();
+    let expected = [(MIB, true), (4096, false), (3 * MIB - 4096, true)];
+    assert_eq!(device.holes(0, 4 * MIB).unwrap(), expected);
+    assert_eq!(device.holes(MIB, 4096).unwrap(), [(4096, false)]);
+    assert_eq!(device.holes(MIB - 1, 2).unwrap(), [(1, true), (1, false)]);
+    assert_eq!(device.holes(0, 0).unwrap(), []);
+    // A block device knows none.
+    let Some(disk) = LoopDevice::over(&vec![0; MIB as usize]) else { return };
+    let device = open_device(disk.path(), Access::ReadOnly, Backend::Threads).unwrap();
+    assert_eq!(device.holes(0, MIB).unwrap(), [(MIB, false)]);
+}

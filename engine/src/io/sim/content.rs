@@ -40,6 +40,19 @@ impl Content {
         true
     }
 
+    /// A range, cut into missing pages and others: lengths and whether they are missing.
+    pub(super) fn holes(&self, offset: u64, len: u64) -> Vec<(u64, bool)> {
+        let mut parts: Vec<(u64, bool)> = Vec::new();
+        for (page, _, range) in pieces(offset, len) {
+            let hole = !self.pages.contains_key(&page);
+            match parts.last_mut() {
+                Some((len, last)) if *last == hole => *len += range.len() as u64,
+                _ => parts.push((range.len() as u64, hole)),
+            }
+        }
+        parts
+    }
+
     /// Writes, growing the file as needed.
     pub(super) fn write(&mut self, offset: u64, bytes: &[u8]) {
         for (page, start, range) in pieces(offset, bytes.len() as u64) {

@@ -103,6 +103,11 @@ impl Device for SimDevice {
         }
     }
 
+    fn holes(&self, offset: u64, len: u64) -> io::Result<Vec<(u64, bool)>> {
+        self.file.guard.check()?;
+        Ok(self.file.machine.lock().disk.content(self.file.ino).holes(offset, len))
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.file.sync()
     }
