@@ -172,6 +172,12 @@ impl Barrier {
         self.tries
     }
 
+    /// Since when they are frozen, if they are.
+    #[must_use]
+    pub fn frozen_since(&self) -> Option<Instant> {
+        self.frozen_since
+    }
+
     /// How long writers were frozen so far, in all.
     #[must_use]
     pub fn frozen(&self) -> Duration {
@@ -222,7 +228,7 @@ impl Barrier {
             Round::Conflict => (),
             settled_or_too_much => return Ok(settled_or_too_much),
         }
-        match self.hold(source, learned, freezer)? {
+        match self.hold(source, learned, freezer, limits::FREEZE)? {
             Round::Settled(captured) => self.release(source, freezer, captured).map(Round::Settled),
             other => Ok(other),
         }
@@ -245,8 +251,8 @@ impl Barrier {
         }
     }
 
-    /// A round while the file systems are frozen. If it settles they *stay frozen*, and what was captured is a point
-    /// only once [`Self::release`] says so; else they are thawed. Until then: memory and reads of the disks, no log
+    /// A round while the file systems are frozen, for at most `within`. If it settles they *stay frozen*, and what was
+    /// captured is a point only once [`Self::release`] says so; else they are thawed. Until then: memory and reads of the disks, no log
     /// and no file.
     ///
     /// # Errors
@@ -256,15 +262,16 @@ impl Barrier {
         source: &mut Source,
         learned: &mut Learned,
         freezer: &mut dyn Freezer,
+        within: Duration,
     ) -> Result<Round, CaptureError> {
         let since = source.clock.now();
         self.frozen_since = Some(since);
-        let frozen = freezer.freeze();
+        let frozen = freezer.freeze(within);
         if let Err(error) = frozen {
             self.note_thawed(source);
             return Err(error.into());
         }
-        let left = limits::FREEZE.saturating_sub(source.clock.now().duration_since(since)) / 2;
+        let left = within.saturating_sub(source.clock.now().duration_since(since)) / 2;
         let bounds = Bounds { bytes: learned.bytes_within(left), drain: left };
         let outcome = self.bounded_round(source, learned, &bounds);
         if let Ok(Round::Settled(_)) = outcome {

@@ -88,7 +88,6 @@ impl From<Error> for FreezeError {
 #[derive(Debug)]
 pub struct FileSystemFreezer {
     disks: Vec<DeviceId>,
-    within: Duration,
     watchdog: Watchdog,
     /// What is frozen; the watchdog is armed as long as it is `Some`.
     frozen: Option<Frozen>,
@@ -99,14 +98,15 @@ pub struct FileSystemFreezer {
 #[derive(Debug)]
 struct Frozen {
     since: Instant,
+    within: Duration,
     file_systems: Vec<FileSystem>,
 }
 
 impl FileSystemFreezer {
-    /// For the file systems on `disks`, which may be frozen for `within` that time.
+    /// For the file systems on `disks`.
     #[must_use]
-    pub fn new(disks: Vec<DeviceId>, within: Duration, watchdog: Watchdog) -> Self {
-        Self { disks, within, watchdog, frozen: None, not_frozen: Vec::new(), last: None }
+    pub fn new(disks: Vec<DeviceId>, watchdog: Watchdog) -> Self {
+        Self { disks, watchdog, frozen: None, not_frozen: Vec::new(), last: None }
     }
 
     /// How long they were frozen the last time.
@@ -115,7 +115,7 @@ impl FileSystemFreezer {
         self.last
     }
 
-    fn freeze_all(&mut self) -> Result<(), Error> {
+    fn freeze_all(&mut self, within: Duration) -> Result<(), Error> {
         let found = file_systems_on(&self.disks)?;
         if found.is_empty() {
             return Err(Error::NothingMounted);
@@ -124,14 +124,14 @@ impl FileSystemFreezer {
         let mut file_systems = Vec::with_capacity(found.len());
         let mut not_frozen = Vec::with_capacity(found.len());
         let dirs: Vec<_> = found.iter().map(|one| one.dir.as_fd()).collect();
-        self.watchdog.arm(&dirs, self.within)?;
+        self.watchdog.arm(&dirs, within)?;
         let since = Instant::now();
         let frozen = found.into_iter().try_for_each(|one| {
             freeze_one(one, &mut file_systems, &mut not_frozen)?;
-            self.check_time(since)
+            check_time(since, within)
         });
         let any = !file_systems.is_empty();
-        self.frozen = Some(Frozen { since, file_systems });
+        self.frozen = Some(Frozen { since, within, file_systems });
         let frozen = match not_frozen.last() {
             Some(FileSystem { mount_point, kind, .. }) if !any => frozen.and_then(|()| {
                 Err(Error::Unsupported { mount_point: mount_point.clone(), kind: kind.clone() })
@@ -147,14 +147,9 @@ impl FileSystemFreezer {
         Ok(())
     }
 
-    /// A freeze that waits for the disk cannot be broken off; but it can be found to have come too late.
-    fn check_time(&self, since: Instant) -> Result<(), Error> {
-        if since.elapsed() <= self.within { Ok(()) } else { Err(self.overrun(since)) }
-    }
-
     /// Thaws everything, whatever fails; returns the first failure.
     fn thaw_all(&mut self) -> Result<(), Error> {
-        let Some(Frozen { since, file_systems }) = self.frozen.take() else { return Ok(()) };
+        let Some(Frozen { since, within, file_systems }) = self.frozen.take() else { return Ok(()) };
         let mut outcome = Ok(());
         for one in file_systems.iter().rev() {
             let thawed = fs_ioctl::thaw(&one.dir).map_err(|source| match source {
@@ -165,13 +160,9 @@ impl FileSystemFreezer {
         }
         self.last = Some(since.elapsed());
         if self.watchdog.disarm()? {
-            outcome = outcome.and_then(|()| Err(self.overrun(since)));
+            outcome = outcome.and_then(|()| Err(overrun(since, within)));
         }
         outcome
-    }
-
-    fn overrun(&self, since: Instant) -> Error {
-        Error::Overrun { took_ms: since.elapsed().as_millis(), within_ms: self.within.as_millis() }
     }
 }
 
@@ -183,8 +174,8 @@ impl Freezer for FileSystemFreezer {
         Ok(())
     }
 
-    fn freeze(&mut self) -> Result<(), FreezeError> {
-        Ok(self.freeze_all()?)
+    fn freeze(&mut self, within: Duration) -> Result<(), FreezeError> {
+        Ok(self.freeze_all(within)?)
     }
 
     fn thaw(&mut self) -> Result<(), FreezeError> {
@@ -201,6 +192,15 @@ impl Drop for FileSystemFreezer {
         // Nothing frozen is counted on any more, so an early thaw does no harm.
         let _ = self.thaw_all();
     }
+}
+
+/// A freeze that waits for the disk cannot be broken off; but it can be found to have come too late.
+fn check_time(since: Instant, within: Duration) -> Result<(), Error> {
+    if since.elapsed() <= within { Ok(()) } else { Err(overrun(since, within)) }
+}
+
+fn overrun(since: Instant, within: Duration) -> Error {
+    Error::Overrun { took_ms: since.elapsed().as_millis(), within_ms: within.as_millis() }
 }
 
 /// Freezes a file system; if it knows no freezing, it goes to `not_frozen`.

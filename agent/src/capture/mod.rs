@@ -134,12 +134,12 @@ pub trait Freezer: Send {
     /// What refused, and why.
     fn sync(&mut self) -> Result<(), FreezeError>;
 
-    /// Freezes every mounted file system of the protected disks, until [`Self::thaw`]; dropping the freezer thaws,
-    /// too. Between the two the caller writes no file and no log.
+    /// Freezes every mounted file system of the protected disks, until [`Self::thaw`], which must come `within` that
+    /// time; dropping the freezer thaws, too. Between the two the caller writes no file and no log.
     ///
     /// # Errors
     /// What refused, and why; then nothing is left frozen.
-    fn freeze(&mut self) -> Result<(), FreezeError>;
+    fn freeze(&mut self, within: Duration) -> Result<(), FreezeError>;
 
     /// Thaws them.
     ///

@@ -207,7 +207,7 @@ impl Node {
             if !attempt.barrier.shrink(source, learned)? {
                 return Ok(Round::TooMuch);
             }
-            match attempt.barrier.hold(source, learned, freezer)? {
+            match attempt.barrier.hold(source, learned, freezer, limits::FREEZE)? {
                 Round::Settled(captured) => {
                     attempt.barrier.release(source, freezer, captured).map(Round::Settled)
                 }

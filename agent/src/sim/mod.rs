@@ -243,7 +243,7 @@ impl Freezer for SimVm {
         Ok(())
     }
 
-    fn freeze(&mut self) -> Result<(), FreezeError> {
+    fn freeze(&mut self, _within: Duration) -> Result<(), FreezeError> {
         self.lock().quiesce();
         Ok(())
     }

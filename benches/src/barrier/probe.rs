@@ -92,9 +92,9 @@ impl Freezer for TimedFreezer {
         self.freezer.sync()
     }
 
-    fn freeze(&mut self) -> Result<(), FreezeError> {
+    fn freeze(&mut self, within: Duration) -> Result<(), FreezeError> {
         self.since = Instant::now();
-        let frozen = self.freezer.freeze();
+        let frozen = self.freezer.freeze(within);
         if frozen.is_err() {
             self.probe.lock().freezes.push(self.since.elapsed());
         }

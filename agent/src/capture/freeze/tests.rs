@@ -78,9 +78,9 @@ fn helper(name: &str, why: &str) -> Command {
     command
 }
 
-fn freezer(disks: &[&LoopDevice], within: Duration) -> FileSystemFreezer {
+fn freezer(disks: &[&LoopDevice]) -> FileSystemFreezer {
     let watchdog = Watchdog::start(helper("watchdog_process", "watchdog")).unwrap();
-    FileSystemFreezer::new(disks.iter().map(|disk| id(disk)).collect(), within, watchdog)
+    FileSystemFreezer::new(disks.iter().map(|disk| id(disk)).collect(), watchdog)
 }
 
 /// Not a test: the watchdog of those below.
@@ -96,10 +96,10 @@ fn writes_wait_while_frozen_and_go_on_after() {
     for mkfs in [&["mkfs.ext4", "-q"][..], &["mkfs.xfs", "-q"], &["mkfs.btrfs", "-q"]] {
         let Some(disk) = LoopDevice::of_size(320 * MIB) else { return };
         let mounted = Mounted::new(&disk, mkfs, "rw");
-        let mut freezer = freezer(&[&disk], LONG);
+        let mut freezer = freezer(&[&disk]);
         freezer.sync().unwrap();
         let start = Instant::now();
-        freezer.freeze().unwrap();
+        freezer.freeze(LONG).unwrap();
         assert!(mounted.is_frozen());
         std::thread::scope(|scope| {
             let file = mounted.path().join("file");
@@ -113,7 +113,7 @@ fn writes_wait_while_frozen_and_go_on_after() {
         assert!(!mounted.is_frozen());
         let frozen_for = freezer.last_frozen_for().unwrap();
         assert!(frozen_for >= Duration::from_millis(50) && frozen_for <= start.elapsed());
-        freezer.freeze().unwrap();
+        freezer.freeze(LONG).unwrap();
         drop(freezer);
         assert!(!mounted.is_frozen(), "thawed by the drop");
     }
@@ -127,11 +127,11 @@ fn a_file_system_on_a_file_is_frozen_before_the_one_below() {
     File::create(&image).unwrap().set_len(32 * MIB).unwrap();
     let upper = LoopDevice::over(&image);
     let above = Mounted::ext4(&upper);
-    let mut freezer = freezer(&[&disk], LONG);
+    let mut freezer = freezer(&[&disk]);
     for _ in 0..10 {
         // Something to write out: it must go through the file system below, still open.
         File::create(above.path().join("file")).unwrap().write_all(&vec![1; 4 << 20]).unwrap();
-        freezer.freeze().unwrap();
+        freezer.freeze(LONG).unwrap();
         assert!(above.is_frozen() && below.is_frozen());
         freezer.thaw().unwrap();
         assert!(!above.is_frozen() && !below.is_frozen());
@@ -147,16 +147,16 @@ fn a_file_system_that_knows_no_freezing_does_not_keep_others_from_it() {
     let dir = tempfile::tempdir().unwrap();
     run("fuse2fs", &[b.path().to_str().unwrap(), dir.path().to_str().unwrap()]);
     let unfreezable = Mounted { dir };
-    let mut both = freezer(&[&a, &b], LONG);
+    let mut both = freezer(&[&a, &b]);
     both.sync().unwrap();
-    both.freeze().unwrap();
+    both.freeze(LONG).unwrap();
     assert!(mounted.is_frozen());
     fs::write(unfreezable.path().join("file"), "x").unwrap();
     assert_eq!(both.not_frozen(), [unfreezable.path().to_str().unwrap()]);
     both.thaw().unwrap();
     assert!(!mounted.is_frozen());
-    let mut alone = freezer(&[&b], LONG);
-    let error = alone.freeze().err().unwrap().to_string();
+    let mut alone = freezer(&[&b]);
+    let error = alone.freeze(LONG).err().unwrap().to_string();
     assert!(error.contains("can be frozen") && error.contains("fuse"), "{error}");
 }
 
@@ -167,8 +167,8 @@ fn a_btrfs_of_several_disks_is_found_from_each() {
     let mounted = Mounted::existing(&a, "rw");
     run("btrfs", &["device", "add", b.path().to_str().unwrap(), mounted.path().to_str().unwrap()]);
     for disk in [&a, &b] {
-        let mut freezer = freezer(&[disk], LONG);
-        freezer.freeze().unwrap();
+        let mut freezer = freezer(&[disk]);
+        freezer.freeze(LONG).unwrap();
         assert!(mounted.is_frozen());
         freezer.thaw().unwrap();
     }
@@ -180,8 +180,8 @@ fn one_that_is_frozen_already_is_left_so_and_the_others_are_thawed() {
     let mounted = [Mounted::ext4(&a), Mounted::ext4(&b)];
     for (frozen, other) in [(&mounted[0], &mounted[1]), (&mounted[1], &mounted[0])] {
         run("fsfreeze", &["--freeze", frozen.path().to_str().unwrap()]);
-        let mut freezer = freezer(&[&a, &b], LONG);
-        let error = freezer.freeze_all().unwrap_err();
+        let mut freezer = freezer(&[&a, &b]);
+        let error = freezer.freeze_all(LONG).unwrap_err();
         assert!(
             matches!(&error, Error::AlreadyFrozen { mount_point } if mount_point == frozen.path()),
             "{error}"
@@ -195,8 +195,8 @@ fn one_that_is_frozen_already_is_left_so_and_the_others_are_thawed() {
 fn a_thaw_by_somebody_else_is_noticed() {
     let Some(disk) = LoopDevice::of_size(32 * MIB) else { return };
     let mounted = Mounted::ext4(&disk);
-    let mut freezer = freezer(&[&disk], LONG);
-    freezer.freeze_all().unwrap();
+    let mut freezer = freezer(&[&disk]);
+    freezer.freeze_all(LONG).unwrap();
     run("fsfreeze", &["--unfreeze", mounted.path().to_str().unwrap()]);
     assert!(matches!(freezer.thaw_all(), Err(Error::Thawed { .. })));
 }
@@ -205,15 +205,15 @@ fn a_thaw_by_somebody_else_is_noticed() {
 fn a_freeze_that_takes_too_long_is_broken_off_and_reported() {
     let Some(disk) = LoopDevice::of_size(32 * MIB) else { return };
     let mounted = Mounted::ext4(&disk);
-    let mut slow = freezer(&[&disk], Duration::from_millis(100));
+    let mut slow = freezer(&[&disk]);
     let start = Instant::now();
-    slow.freeze_all().unwrap();
+    slow.freeze_all(Duration::from_millis(100)).unwrap();
     wait_for("the watchdog thaws", || !mounted.is_frozen());
     assert!(start.elapsed() >= Duration::from_millis(100));
     assert!(matches!(slow.thaw_all(), Err(Error::Thawed { .. })));
 
-    let mut hopeless = freezer(&[&disk], Duration::ZERO);
-    let error = hopeless.freeze_all().unwrap_err();
+    let mut hopeless = freezer(&[&disk]);
+    let error = hopeless.freeze_all(Duration::ZERO).unwrap_err();
     assert!(matches!(error, Error::Overrun { .. } | Error::Thawed { .. }), "{error}");
     assert!(!mounted.is_frozen());
 }
@@ -223,8 +223,8 @@ fn where_all_is_read_only_there_is_nothing_to_freeze() {
     let Some(disk) = LoopDevice::of_size(32 * MIB) else { return };
     drop(Mounted::ext4(&disk));
     let mounted = Mounted::existing(&disk, "ro");
-    let mut freezer = freezer(&[&disk], LONG);
-    let error = freezer.freeze_all().err().unwrap();
+    let mut freezer = freezer(&[&disk]);
+    let error = freezer.freeze_all(LONG).err().unwrap();
     assert!(matches!(error, Error::NothingMounted), "{error}");
     assert!(!mounted.is_frozen());
 }
@@ -233,9 +233,9 @@ fn where_all_is_read_only_there_is_nothing_to_freeze() {
 fn a_watchdog_that_is_gone_lets_nothing_be_frozen() {
     let Some(disk) = LoopDevice::of_size(32 * MIB) else { return };
     let mounted = Mounted::ext4(&disk);
-    let mut freezer = freezer(&[&disk], LONG);
+    let mut freezer = freezer(&[&disk]);
     freezer.watchdog.kill_for_test();
-    assert!(matches!(freezer.freeze_all(), Err(Error::Watchdog(_))));
+    assert!(matches!(freezer.freeze_all(LONG), Err(Error::Watchdog(_))));
     assert!(!mounted.is_frozen());
 }
 
@@ -270,9 +270,8 @@ fn agent_process() {
     use std::os::unix::fs::MetadataExt;
     let disk = DeviceId::from_dev_t(fs::metadata(disk).unwrap().rdev());
     let watchdog = Watchdog::start(helper("watchdog_process", "watchdog")).unwrap();
-    let mut freezer =
-        FileSystemFreezer::new(vec![disk], Duration::from_millis(within.parse().unwrap()), watchdog);
-    freezer.freeze_all().unwrap();
+    let mut freezer = FileSystemFreezer::new(vec![disk], watchdog);
+    freezer.freeze_all(Duration::from_millis(within.parse().unwrap())).unwrap();
     let signal = Path::new(signal);
     File::create(signal.join("frozen")).unwrap();
     wait_for("the test says so", || signal.join("thaw").exists());
