@@ -159,7 +159,8 @@ impl Machine {
             self.outputs();
             self.publish();
             let Step::Waits(waiting) = step else { continue };
-            let wake = [self.node.poll_timeout(), moment(waiting), Some(self.publish_at)];
+            let publish_at = (!self.node.is_frozen()).then_some(self.publish_at);
+            let wake = [self.node.poll_timeout(), moment(waiting), publish_at];
             let wake = wake.into_iter().flatten().min().unwrap_or(self.publish_at);
             let sleep = wake.saturating_duration_since(Instant::now());
             let Ok(event) = self.runtime.block_on(async { timeout(sleep, events.recv()).await }) else {
@@ -188,9 +189,10 @@ impl Machine {
             }
             Event::Received(number, bytes) if self.is_current(number) => self.node.handle_bytes(&bytes, now),
             Event::Closed(number, reason) if self.is_current(number) => {
-                tracing::warn!(server = self.dial.server, reason, "not connected; trying again");
                 self.connection = None;
-                self.node.handle_closed(reason, now);
+                // Before the log is written: it thaws what is frozen.
+                self.node.handle_closed(reason.as_str(), now);
+                tracing::warn!(server = self.dial.server, reason, "not connected; trying again");
             }
             // Of a connection that the node has given up.
             Event::Connected(..) | Event::Received(..) | Event::Closed(..) => (),
@@ -231,7 +233,7 @@ impl Machine {
 
     fn publish(&mut self) {
         let now = Instant::now();
-        if now >= self.publish_at {
+        if now >= self.publish_at && !self.node.is_frozen() {
             self.waiting.retain(|_, answer| !answer.is_closed());
             let status = self.node.status(now);
             self.metrics.update(&status);

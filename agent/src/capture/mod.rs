@@ -34,7 +34,8 @@ use std::{
 
 use engine::{
     io::Device,
-    units::{BLOCK_BYTES, DiskIndex},
+    limits,
+    units::{BLOCK_BYTES, Block, DiskIndex},
 };
 use jiff::Timestamp;
 
@@ -91,6 +92,19 @@ impl Source {
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.indices().all(|disk| self.tracker.maps(disk).dirty.is_empty())
+    }
+
+    /// Whether no write to any disk was issued since the last flip.
+    #[must_use]
+    pub fn is_untouched(&self) -> bool {
+        let step = limits::EXTENT_BLOCKS;
+        self.indices().zip(&self.disks).all(|(index, disk)| {
+            let blocks = disk.size().div_ceil(BLOCK_BYTES);
+            (0..blocks).step_by(step as usize).all(|first| {
+                let piece = (blocks - first).min(step.into()) as u32;
+                !self.tracker.written_since_flip(index, Block(first), piece)
+            })
+        })
     }
 
     /// Waits until every write issued before the last flip has completed, for at most `bound`; false if that

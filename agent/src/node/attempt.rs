@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use engine::{
     limits,
-    point::{Application, Consistency, PointId},
+    point::{Application, Consistency, GroupMark, PointId},
 };
 
 use super::{
@@ -35,7 +35,7 @@ use crate::{
 const FREEZES: u32 = 4;
 
 /// Passes of an approach; a busy disk has as much dirty after the third as after the second.
-const PASSES: u32 = 2;
+pub(super) const PASSES: u32 = 2;
 
 /// What may be dirty when applications are asked to hold: it is read within the time that asking takes.
 const APPROACHED: u64 = limits::CAPTURE_BYTES as u64 / 8;
@@ -63,7 +63,7 @@ impl Attempt {
     }
 }
 
-fn new_barrier(kind: Kind, verification: Option<&Verification>) -> Barrier {
+pub(super) fn new_barrier(kind: Kind, verification: Option<&Verification>) -> Barrier {
     Barrier::new(Rules::of(kind), verification.map_or_else(Vec::new, Verification::witnesses))
 }
 
@@ -89,7 +89,7 @@ impl Node {
         if attempt.needs_applications() {
             match self.applications.phase() {
                 Phase::Free => self.approach(now),
-                Phase::Asked | Phase::LetGo => return self.await_applications(now),
+                Phase::Asked | Phase::LetGo => return self.harvest_meanwhile(now, now + FOLLOW_EVERY),
                 Phase::Held => self.work = Work::Rounds,
                 Phase::Over => {
                     // Of an attempt before this one it does not matter any more.
@@ -109,15 +109,8 @@ impl Node {
         let Some(attempt) = &mut self.attempt else { return };
         let may_pass = attempt.passes < PASSES && self.harvest_every.is_some();
         attempt.passes += 1;
-        if may_pass {
-            // What cannot be written out cannot be frozen, which the freeze will say.
-            let _ = self.freezer.as_mut().map(|freezer| freezer.sync());
-            if let Err(error) = self.harvest(now) {
-                return self.fail(&error, now);
-            }
-            if self.source.dirty_bytes() > APPROACHED {
-                return;
-            }
+        if may_pass && !self.send_ahead(now) {
+            return;
         }
         if let Some(attempt) = &mut self.attempt {
             attempt.asked = true;
@@ -125,10 +118,22 @@ impl Node {
         }
     }
 
-    /// Applications take their time: what is written meanwhile goes ahead.
-    fn await_applications(&mut self, now: Instant) -> Step {
+    /// Finds out what was written, what file systems hold back included. Returns whether it is little; if not, it is
+    /// sent ahead.
+    pub(super) fn send_ahead(&mut self, now: Instant) -> bool {
+        // What cannot be written out cannot be frozen, which the freeze will say.
+        let _ = self.freezer.as_mut().map(|freezer| freezer.sync());
+        if let Err(error) = self.harvest(now) {
+            self.fail(&error, now);
+            return false;
+        }
+        self.source.dirty_bytes() <= APPROACHED
+    }
+
+    /// Others take their time: what is written meanwhile goes ahead. To be called again at `again` at the latest.
+    pub(super) fn harvest_meanwhile(&mut self, now: Instant, again: Instant) -> Step {
         if self.harvest_every.is_none() || now < self.harvest_at {
-            return Step::Waits(Waiting::Until(now + FOLLOW_EVERY));
+            return Step::Waits(Waiting::Until(again));
         }
         self.harvest_at = now + HARVEST_EVERY;
         if let Err(error) = self.harvest(now) {
@@ -218,18 +223,31 @@ impl Node {
     }
 
     fn captured(&mut self, attempt: Attempt, captured: Captured, held: bool) {
-        self.harvested = captured.instant;
         self.points.captured(attempt.wanted, captured.instant);
-        if let Some(verification) = &mut self.verification {
-            let digests = captured.witnesses.digests(&self.source.divisions(), &captured.buffer);
-            verification.captured(captured.witnesses.asked(), digests);
-        }
         if held {
             let not_frozen = self.freezer.as_ref().map_or(&[][..], |freezer| freezer.not_frozen());
             self.applications.let_go(not_frozen);
         }
-        let Attempt { id, in_vain: application, .. } = attempt;
-        self.work = Work::Sealing(Box::new(Sealing { id, captured, application, awaits_applications: held }));
+        let Attempt { id, in_vain, .. } = attempt;
+        self.begin_sealing(id, captured, in_vain, held, None);
+    }
+
+    /// What was captured is a point, and goes on its way.
+    pub(super) fn begin_sealing(
+        &mut self,
+        id: PointId,
+        captured: Captured,
+        application: Option<Application>,
+        awaits_applications: bool,
+        group: Option<Box<GroupMark>>,
+    ) {
+        self.harvested = captured.instant;
+        if let Some(verification) = &mut self.verification {
+            let digests = captured.witnesses.digests(&self.source.divisions(), &captured.buffer);
+            verification.captured(captured.witnesses.asked(), digests);
+        }
+        let sealing = Sealing { id, captured, application, awaits_applications, group };
+        self.work = Work::Sealing(Box::new(sealing));
     }
 
     fn why_no_point(&self) -> &'static str {

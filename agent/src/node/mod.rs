@@ -15,6 +15,7 @@
 
 mod applications;
 mod attempt;
+mod group;
 mod ledger;
 mod points;
 mod status;
@@ -34,7 +35,7 @@ use std::{
 use bytes::Bytes;
 use engine::{
     extent_set::ExtentSet,
-    frame::{Position, StreamInfo},
+    frame::{GroupReport, Position, StreamInfo},
     net::Backoff,
     point::{Consistency, Point, PointId},
     units::{BLOCK_BYTES, DiskIndex, Seq},
@@ -43,8 +44,9 @@ use engine::{
 use self::{
     applications::Applications,
     attempt::Attempt,
+    group::Membership,
     ledger::Ledger,
-    points::Points,
+    points::{Confirmed, Points},
     status::{Copying, Lag},
     uplink::{Elsewhere, News, Uplink},
     verify::Verification,
@@ -154,6 +156,8 @@ pub struct Node {
     precopy: Precopy,
     learned: Learned,
     attempt: Option<Attempt>,
+    /// The common point of the VM's group that is under way.
+    member: Option<Membership>,
     applications: Applications,
     points: Points,
     verify_rate: u64,
@@ -202,6 +206,7 @@ impl Node {
             precopy: Precopy::default(),
             learned: Learned::default(),
             attempt: None,
+            member: None,
             points: Points::new(point_interval, application_interval, now),
             verify_rate,
             verification: None,
@@ -227,6 +232,7 @@ impl Node {
 
     /// The connection broke, or none came about.
     pub fn handle_closed(&mut self, reason: impl Into<String>, now: Instant) {
+        self.leave("the connection was lost");
         self.totals.connection_errors += 1;
         self.uplink.handle_closed(reason.into(), now);
     }
@@ -243,13 +249,22 @@ impl Node {
                 News::Durable(seq) => self.handle_durable(seq),
                 News::Verify(leaves) => self.verify(&leaves, now),
                 News::Resend(leaves) => self.resend(&leaves, now),
+                News::Order(barrier, order) => self.handle_order(barrier, order, now),
             }
         }
+        self.leave_if_disconnected();
     }
 
     /// Time has passed: call at [`Self::poll_timeout`], or whenever.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.uplink.handle_timeout(now);
+        self.leave_if_disconnected();
+    }
+
+    /// Whether file systems are frozen until an order comes: nothing may be logged, nor any file touched.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.member.as_ref().is_some_and(|member| member.frozen_since().is_some())
     }
 
     /// Someone wants a point of what is on the disks from now on. Answered by [`Output::Answer`].
@@ -266,7 +281,8 @@ impl Node {
     /// When [`Self::handle_timeout`] should be called next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.uplink.poll_timeout()
+        let member = self.member.as_ref().map(Membership::until);
+        self.uplink.poll_timeout().into_iter().chain(member).min()
     }
 
     /// The next wish; call until there is none.
@@ -317,7 +333,7 @@ impl Node {
     fn handle_durable(&mut self, seq: Seq) {
         self.durable = seq;
         self.lag.durable(seq);
-        let answers = self.points.durable(seq);
+        let Confirmed { answers, common } = self.points.durable(seq);
         if self.points.confirmed() > self.totals.points {
             // Who is told of a point may rely on it: killed right after, the agent sends nothing of it again.
             self.ledger.forget(&self.source, seq);
@@ -327,6 +343,10 @@ impl Node {
         }
         self.totals.points = self.points.confirmed();
         self.answers.extend(answers.into_iter().map(|(request, point)| Output::Answer(request, Ok(point))));
+        let now = self.source.clock.now();
+        for (barrier, point) in common {
+            self.uplink.report(barrier, GroupReport::Durable { point }, now);
+        }
     }
 
     fn last_seq(&self) -> Seq {
@@ -365,6 +385,9 @@ impl Node {
     }
 
     fn activity(&self) -> &'static str {
+        if let (Some(member), Work::Idle) = (&self.member, &self.work) {
+            return member.activity();
+        }
         match self.work {
             Work::Idle if self.uplink.up_since().is_none() => "waiting for the process server",
             Work::Idle => "waiting for changes",

@@ -6,7 +6,7 @@ use std::{
 };
 
 use engine::{
-    point::{Consistency, Point},
+    point::{BarrierId, Consistency, Point, PointId},
     units::Seq,
 };
 use serde::{Deserialize, Serialize};
@@ -74,6 +74,15 @@ pub(super) struct Points {
     waiting: Vec<(Seq, Request)>,
     records: VecDeque<PointRecord>,
     confirmed: u64,
+}
+
+/// What became durable.
+#[derive(Debug, Default)]
+pub(super) struct Confirmed {
+    /// Who can be answered, with what.
+    pub(super) answers: Vec<(RequestId, Point)>,
+    /// Points of the VM's group.
+    pub(super) common: Vec<(BarrierId, PointId)>,
 }
 
 impl Points {
@@ -150,18 +159,25 @@ impl Points {
         self.asked.drain(..).map(|request| request.id).collect()
     }
 
-    /// Frames up to `durable` are durable. Returns who can be answered, with what.
-    pub(super) fn durable(&mut self, durable: Seq) -> Vec<(RequestId, Point)> {
-        let mut answers = Vec::new();
+    /// What was captured last came to nothing: who waits for it gets another, and soon.
+    pub(super) fn uncaptured(&mut self, now: Instant) {
+        self.any.next_at = now;
+        self.asked.append(&mut self.captured);
+    }
+
+    /// Frames up to `durable` are durable.
+    pub(super) fn durable(&mut self, durable: Seq) -> Confirmed {
+        let Confirmed { mut answers, mut common } = Confirmed::default();
         for record in &mut self.records {
             if record.state == PointState::Sealed && record.seq <= durable {
                 record.state = PointState::Durable;
                 self.confirmed += 1;
                 let of_this = self.waiting.extract_if(.., |(seq, _)| *seq == record.seq);
                 answers.extend(of_this.map(|(_, request)| (request.id, record.point.clone())));
+                common.extend(record.point.group.as_ref().map(|mark| (mark.barrier, record.point.id)));
             }
         }
-        answers
+        Confirmed { answers, common }
     }
 
     /// What was captured and not confirmed never will be: who waits for it gets another, and soon.

@@ -6,9 +6,10 @@ use std::{collections::VecDeque, time::Instant};
 
 use bytes::Bytes;
 use engine::{
-    frame::{Control, LeafRange, PROTOCOL, Position, StreamInfo},
+    frame::{Control, GroupOrder, GroupReport, LeafRange, PROTOCOL, Position, StreamInfo},
     limits,
     net::Backoff,
+    point::BarrierId,
     session::{Link, Message, Resume, Sender, SessionError},
     units::Seq,
 };
@@ -28,6 +29,8 @@ pub(super) enum News {
     Verify(Vec<LeafRange>),
     /// It found them different, and wants them again.
     Resend(Vec<LeafRange>),
+    /// What to do for this common point.
+    Order(BarrierId, GroupOrder),
 }
 
 /// Where the receiver stands when it can join on nothing that is held.
@@ -165,6 +168,7 @@ impl Uplink {
             }
             Control::Verify { leaves } if !greeting => Ok(Some(News::Verify(leaves))),
             Control::Resend { leaves } if !greeting => Ok(Some(News::Resend(leaves))),
+            Control::GroupOrder { barrier, order } if !greeting => Ok(Some(News::Order(barrier, order))),
             Control::GroupOrder { .. } => Err(SessionError::OutOfTurn("group-order")),
             Control::GroupReport { .. } => Err(SessionError::OutOfTurn("group-report")),
             Control::Hello { .. } => Err(SessionError::OutOfTurn("hello")),
@@ -190,6 +194,13 @@ impl Uplink {
         self.sender = Some(Sender::at(position, durable, window));
         let diverged = set_back || position.seq == Seq(0);
         News::Reset(Elsewhere { position, durable, diverged })
+    }
+
+    /// Tells how far the VM is with its group's barrier, if somebody is there to hear it.
+    pub(super) fn report(&mut self, barrier: BarrierId, report: GroupReport, now: Instant) {
+        if self.up_since().is_some() {
+            self.say(&Control::GroupReport { barrier, report }, now);
+        }
     }
 
     pub(super) fn poll_output(&mut self, now: Instant) -> Option<Output> {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use engine::{
     frame::Packed,
-    point::{Application, Consistency, Method, Point, PointId},
+    point::{Application, Consistency, GroupMark, Method, Point, PointId},
 };
 
 use super::{Node, PIPELINE, Step, Waiting};
@@ -45,11 +45,16 @@ pub(super) struct Sealing {
     pub(super) application: Option<Application>,
     /// They held, and how they fared is known only when all of them have gone on.
     pub(super) awaits_applications: bool,
+    /// What it shares with points of other VMs.
+    pub(super) group: Option<Box<GroupMark>>,
 }
 
 impl Node {
     /// Does one bounded piece of work, if there is any and it can be sent.
     pub fn step(&mut self, now: Instant) -> Step {
+        if let Some(step) = self.step_member(now) {
+            return step;
+        }
         self.applications.follow();
         if now >= self.forget_at {
             self.forget_at = now + FORGET_EVERY;
@@ -92,6 +97,9 @@ impl Node {
         }
         self.lag.sent(self.last_seq(), self.harvested);
         self.lag.durable(self.durable);
+        if self.attempt.is_none() && self.member.is_some() {
+            return self.pursue_member(now);
+        }
         if self.attempt.is_none() {
             self.begin_attempt(now);
         }
@@ -203,7 +211,7 @@ impl Node {
 
     fn seal_point(&mut self, sealing: Sealing) {
         let Some(sender) = self.uplink.sender() else { return };
-        let Sealing { id, captured, application, .. } = sealing;
+        let Sealing { id, captured, application, group, .. } = sealing;
         let point = Point {
             id,
             epoch: sender.last().epoch,
@@ -215,7 +223,7 @@ impl Node {
             residual_bytes: captured.residual_bytes,
             frozen_us: captured.frozen.as_micros() as u64,
             application,
-            group: None,
+            group,
         };
         let frame = Packed::seal_of(&point).seal(self.stream.id, &sender.last());
         let seq = frame.header().seq;

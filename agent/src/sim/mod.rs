@@ -103,6 +103,8 @@ impl SimVm {
     /// calls this again.
     #[must_use]
     pub fn source(&self) -> Source {
+        // What an agent before left frozen its watchdog has thawed.
+        self.lock().frozen = false;
         let disk = |index| Arc::new(SimDisk::new(self.clone(), index)) as Arc<dyn Device>;
         Source {
             tracker: Box::new(SimTracker::open(self.clone())),
@@ -115,6 +117,12 @@ impl SimVm {
     #[must_use]
     pub fn applications(&self, seed: u64) -> SimApplications {
         SimApplications::new(self.clone(), seed)
+    }
+
+    /// Whether the agent has the writers frozen.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.lock().frozen
     }
 
     /// How busy the writers are from now on.

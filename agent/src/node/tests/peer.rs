@@ -5,7 +5,11 @@ use std::collections::BTreeSet;
 use engine::{
     digest::{LEAF_BYTES, leaf_digest, leaves_in},
     extent::Extent,
-    frame::{Content, ContentBuilder, Frame, LeafDigests, LeafRange, Packed, Payload, Position},
+    frame::{
+        Content, ContentBuilder, Frame, GroupOrder, GroupReport, LeafDigests, LeafRange, Packed, Payload,
+        Position,
+    },
+    point::BarrierId,
     session::{Link, Message, Receiver},
 };
 
@@ -29,6 +33,8 @@ pub(super) struct Peer {
     /// Digests that were not.
     pub(super) different: BTreeSet<(u16, u64)>,
     pub(super) resets: u32,
+    /// What the agent reported on common points, and nobody has looked at.
+    pub(super) reports: Vec<(BarrierId, GroupReport)>,
 }
 
 impl Peer {
@@ -47,6 +53,7 @@ impl Peer {
             verified: BTreeSet::new(),
             different: BTreeSet::new(),
             resets: 0,
+            reports: Vec::new(),
         }
     }
 
@@ -60,6 +67,7 @@ impl Peer {
         self.greeted = false;
         self.to_peer.clear();
         self.to_agent.clear();
+        self.reports.clear();
     }
 
     /// Takes the next `bytes` bytes from the agent.
@@ -81,6 +89,9 @@ impl Peer {
                     self.spooled = self.frames.len();
                     self.greeted = true;
                     self.say(&Control::Welcome { position, durable: self.durable.seq, window: 8 << 20 });
+                }
+                Some(Message::Control(Control::GroupReport { barrier, report })) => {
+                    self.reports.push((barrier, report));
                 }
                 Some(Message::Control(other)) => panic!("{other:?}"),
                 Some(Message::Frame(frame)) => {
@@ -145,6 +156,13 @@ impl Peer {
                 self.target[usize::from(disk.0)].chunks(LEAF_BYTES as usize).nth(*leaf as usize).unwrap();
             let found = if leaf_digest(bytes) == *digest { &mut self.verified } else { &mut self.different };
             found.insert((disk.0, *leaf));
+        }
+    }
+
+    /// Orders something for a common point, if the agent is there.
+    pub(super) fn order(&mut self, barrier: BarrierId, order: GroupOrder) {
+        if self.greeted {
+            self.say(&Control::GroupOrder { barrier, order });
         }
     }
 
