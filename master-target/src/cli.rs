@@ -70,6 +70,10 @@ pub(crate) fn status(config: &Config, json: bool) -> anyhow::Result<()> {
             let (done, all) = (report.coverage.done(), report.coverage.leaves);
             println!("  verifying point {}: {done} of {all} leaves", report.point);
         }
+        for finding in stream.scrub.iter().flat_map(|scrub| &scrub.findings) {
+            let disk = finding.disk.as_ref().map(|disk| format!(" (disk {disk})")).unwrap_or_default();
+            println!("  scrub: {}{disk} at byte {}: {}", finding.file, finding.offset, finding.what);
+        }
         if let Some(hold) = stream.hold {
             println!("  waiting: {hold}");
         }

@@ -1,11 +1,14 @@
 //! The service's configuration file. A commented example is `master-target.toml` in this crate's folder.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use engine::{
     io::{Backend, DirLock, FolderStorage, Storage},
     net::{Credentials, Role, TlsFileError, TlsFiles},
-    service::{config::ConfigError, quantity::Size},
+    service::{
+        config::ConfigError,
+        quantity::{Period, Size},
+    },
 };
 use serde::Deserialize;
 
@@ -14,6 +17,7 @@ use crate::{
     drill::Drills,
     home::{DeviceTarget, Home, Placement},
     node::Retention,
+    proof::ScrubPlan,
 };
 
 /// `master-target.toml`.
@@ -41,9 +45,36 @@ pub struct Config {
     /// What is kept.
     #[serde(default)]
     pub retention: RetentionConfig,
+    /// How disks and journal are read again.
+    #[serde(default)]
+    pub scrub: ScrubConfig,
     /// What drills may use.
     #[serde(default)]
     pub drill: DrillConfig,
+}
+
+/// `[scrub]`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScrubConfig {
+    /// Bytes read per second and VM, at most; 0 turns it off.
+    pub rate: Size,
+    /// Time from one pass to the next.
+    pub every: Period,
+}
+
+impl Default for ScrubConfig {
+    fn default() -> Self {
+        Self { rate: Size(16 << 20), every: Period(Duration::from_secs(7 * 24 * 3600)) }
+    }
+}
+
+impl ScrubConfig {
+    /// As the node takes it.
+    #[must_use]
+    pub fn plan(&self) -> ScrubPlan {
+        ScrubPlan { rate: self.rate.0, every: self.every.0 }
+    }
 }
 
 /// `[drill]`.

@@ -30,7 +30,7 @@ use crate::{
     journal::SealedPoint,
     metrics::Metrics,
     node::{Output, Retention, StreamNode},
-    proof::{Phase, Sign, Verdict, Verified},
+    proof::{Phase, ScrubPlan, Sign, Verdict, Verified},
     replica::ReplicaError,
     restore::Select,
     status::StreamStatus,
@@ -47,6 +47,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 pub struct Server {
     home: Home,
     retention: Retention,
+    scrub: ScrubPlan,
     metrics: Metrics,
     /// Signs certificates.
     signer: Arc<dyn Sign>,
@@ -104,10 +105,25 @@ pub enum RestoreRequest {
 impl Server {
     /// A server for `home`. Must be called within a tokio runtime.
     #[must_use]
-    pub fn new(home: Home, retention: Retention, metrics: Metrics, signer: Arc<dyn Sign>) -> Arc<Self> {
+    pub fn new(
+        home: Home,
+        retention: Retention,
+        scrub: ScrubPlan,
+        metrics: Metrics,
+        signer: Arc<dyn Sign>,
+    ) -> Arc<Self> {
         let streams = Mutex::default();
         let connections = std::sync::atomic::AtomicU64::new(0);
-        Arc::new(Self { home, retention, metrics, signer, streams, connections, handle: Handle::current() })
+        Arc::new(Self {
+            home,
+            retention,
+            scrub,
+            metrics,
+            signer,
+            streams,
+            connections,
+            handle: Handle::current(),
+        })
     }
 
     /// Accepts connections until asked to stop; then every stream completes what it is doing.
@@ -259,7 +275,8 @@ impl Server {
                 format!("{} streams are served already, the most this master target takes", limits::STREAMS);
             return Err(Rejected { why: Refusal::Unavailable, reason });
         }
-        let node = StreamNode::new(self.home.open(id)?, self.retention);
+        let mut node = StreamNode::new(self.home.open(id)?, self.retention);
+        node.scrub(self.scrub, Instant::now());
         let (events, inbox) = mpsc::channel(QUEUE);
         let status = Arc::new(Mutex::new(StreamStatus::of(&node)));
         let stream = Stream { events, status: Arc::clone(&status) };
@@ -393,6 +410,10 @@ impl Actor {
                 }
             }
             let now = Instant::now();
+            if self.node.work_at(now).is_some_and(|due| now >= due) {
+                self.node.work(now, Timestamp::now());
+                self.flush();
+            }
             if self.node.has_work(now) {
                 match self.node.commit(now, Timestamp::now()) {
                     Ok(sealed) => sealed.iter().for_each(|point| {
@@ -407,14 +428,10 @@ impl Actor {
                 self.flush();
                 continue;
             }
-            if self.node.has_other_work() {
-                self.node.work(Timestamp::now());
-                self.flush();
-                continue;
-            }
             self.flush();
             // A minute without anything to do is worth a look at the clock.
-            let until = self.node.poll_timeout().unwrap_or(now + Duration::from_secs(60));
+            let due = self.node.poll_timeout().into_iter().chain(self.node.work_at(now)).min();
+            let until = due.unwrap_or(now + Duration::from_secs(60));
             // The timer is made within the runtime: this thread is none of its own.
             let wait = async { tokio::time::timeout_at(until.into(), self.inbox.recv()).await };
             match self.server.handle.clone().block_on(wait) {

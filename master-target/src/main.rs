@@ -135,7 +135,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let listener = Listener::bind(&config.listen, credentials.server(&[Role::ProcessServer])?).await?;
     let mut registry = metrics::registry();
     let signer = Arc::new(credentials.clone());
-    let server = Server::new(home, config.retention.retention(), Metrics::register(&mut registry), signer);
+    let server = Server::new(
+        home,
+        config.retention.retention(),
+        config.scrub.plan(),
+        Metrics::register(&mut registry),
+        signer,
+    );
     if let Some(addr) = config.metrics {
         let metrics = MetricsServer::bind(addr).await?;
         tokio::spawn(metrics.serve(registry, Arc::new(|| Ok(())), stop.clone()));

@@ -25,6 +25,9 @@ pub struct Metrics {
     logical_bytes: Family<Labels, Gauge>,
     peer_errors: Family<Labels, Gauge>,
     waiting: Family<Labels, Gauge>,
+    different: Family<Labels, Gauge>,
+    scrub_findings: Family<Labels, Gauge>,
+    scrubbed: Family<Labels, Gauge>,
 }
 
 impl Metrics {
@@ -58,6 +61,21 @@ impl Metrics {
             "Connections closed because of what the peer sent",
             m.peer_errors.clone(),
         );
+        registry.register(
+            "different_leaves",
+            "Leaves of 64 KiB that the last verification found different from the source",
+            m.different.clone(),
+        );
+        registry.register(
+            "scrub_findings",
+            "Places of disks and journal that are not what was written",
+            m.scrub_findings.clone(),
+        );
+        registry.register(
+            "scrubbed_timestamp_seconds",
+            "When the last whole pass of the scrub was complete",
+            m.scrubbed.clone(),
+        );
         registry.register("waiting_for_space", "Whether replication waits for free space", m.waiting.clone());
         metrics
     }
@@ -81,6 +99,14 @@ impl Metrics {
         self.wire_bytes.get_or_create(&vm).set(status.wire_bytes as i64);
         self.logical_bytes.get_or_create(&vm).set(status.logical_bytes as i64);
         self.peer_errors.get_or_create(&vm).set(status.peer_errors as i64);
+        let different = status.verification.as_ref().map_or(0, |report| report.different_leaves);
+        self.different.get_or_create(&vm).set(different as i64);
+        if let Some(scrub) = &status.scrub {
+            self.scrub_findings.get_or_create(&vm).set(scrub.findings.len() as i64);
+            if let Some(completed_at) = scrub.completed_at {
+                self.scrubbed.get_or_create(&vm).set(completed_at.as_second());
+            }
+        }
         self.waiting.get_or_create(&vm).set(status.hold.is_some().into());
     }
 }

@@ -20,7 +20,7 @@ use jiff::Timestamp;
 
 use crate::{
     journal::SealedPoint,
-    proof::{Proof, Sign},
+    proof::{Proof, ScrubPlan, Sign},
     replica::{Replica, ReplicaError},
 };
 
@@ -204,15 +204,20 @@ impl StreamNode {
         }
     }
 
-    /// Whether [`Self::work`] has something to do.
+    /// When [`Self::work`] has something to do.
     #[must_use]
-    pub fn has_other_work(&self) -> bool {
-        self.proof.has_work()
+    pub fn work_at(&self, now: Instant) -> Option<Instant> {
+        self.proof.work_at(now)
     }
 
-    /// Does a bounded piece of what is not replication: call it between batches.
-    pub fn work(&mut self, wall: Timestamp) {
-        self.proof.step(&mut self.replica, wall);
+    /// Does a bounded piece of what is not replication: call it between batches, when it is due.
+    pub fn work(&mut self, now: Instant, wall: Timestamp) {
+        self.proof.step(&mut self.replica, now, wall);
+    }
+
+    /// From now on, disks and journal are read again in the background.
+    pub fn scrub(&mut self, plan: ScrubPlan, now: Instant) {
+        self.proof.scrub(plan, now);
     }
 
     /// The next thing to do.

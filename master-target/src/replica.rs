@@ -5,6 +5,7 @@
 //! its batch. It knows files and disks only through traits, and nothing of connections.
 
 mod observe;
+mod recheck;
 
 use std::{
     io,
@@ -23,8 +24,8 @@ use engine::{
 };
 use jiff::Timestamp;
 
-pub(crate) use self::observe::Observed;
 use self::observe::Observer;
+pub(crate) use self::{observe::Observed, recheck::LayerCheck};
 use crate::digests::Digests;
 use crate::journal::{
     self, Catalogue, ENTRY_BLOCKS, Image, JournalError, Log, OpenLayer, Record, SealedPoint, State, Watchers,

@@ -8,7 +8,7 @@ use engine::units::StreamId;
 use crate::{
     journal::{Phase, SealedPoint, State, TargetDisk},
     node::StreamNode,
-    proof::Report,
+    proof::{Report, ScrubStatus},
 };
 
 /// One VM's replication.
@@ -47,6 +47,9 @@ pub struct StreamStatus {
     /// The verification under way, or the last one since it was opened.
     #[serde(default)]
     pub verification: Option<Report>,
+    /// The scrub; `None` while nobody has it open.
+    #[serde(default)]
+    pub scrub: Option<ScrubStatus>,
 }
 
 impl StreamStatus {
@@ -63,6 +66,7 @@ impl StreamStatus {
             logical_bytes: counts.logical_bytes,
             peer_errors: counts.peer_errors,
             verification: node.proof().report(),
+            scrub: node.proof().scrub_status(),
             ..Self::at_rest(replica.state())
         }
     }
@@ -87,6 +91,7 @@ impl StreamStatus {
             logical_bytes: 0,
             peer_errors: 0,
             verification: None,
+            scrub: None,
         }
     }
 

@@ -318,8 +318,8 @@ impl World {
         let (now, wall) = (self.now(), self.vm.wall());
         let Some(target) = &mut self.target else { return };
         target.handle_timeout(now);
-        if target.has_other_work() {
-            target.work(wall);
+        if target.work_at(now).is_some_and(|due| now >= due) {
+            target.work(now, wall);
         }
         if !target.has_work(now) {
             return;

@@ -107,6 +107,59 @@ fn a_tracker_that_misses_writes_is_caught_every_time_and_its_misses_are_mended()
     assert!(caught as u64 > settings::rounds(100) / 2, "hardly anything was missed");
 }
 
+/// A world at rest whose disks were scrubbed once.
+fn scrubbed(seed: u64) -> World {
+    let mut world = World::new(seed);
+    world.live(400);
+    world.come_to_rest();
+    assert_eq!(world.scrub(), [], "seed {seed}");
+    world
+}
+
+#[test]
+fn the_scrub_finds_a_flipped_bit_of_a_disk_and_names_it() {
+    for seed in 0..settings::rounds(100) {
+        let mut world = scrubbed(seed);
+        assert_eq!(world.scrub(), [], "seed {seed}");
+        let place = world.rot_disk();
+        let findings = world.scrub();
+        let [finding] = &findings[..] else { panic!("seed {seed}, {place:?}: {findings:?}") };
+        assert_eq!(finding.disk, Some(World::disk_name(place.disk)));
+        assert!((finding.offset..finding.offset + finding.bytes).contains(&place.offset), "seed {seed}");
+        assert!(finding.file.ends_with("-flat.vmdk"), "{}", finding.file);
+        // It only says so; a verification mends it.
+        assert_eq!(world.stale_leaves().len(), 1);
+        assert_eq!(world.verify().phase, Phase::Different);
+        assert_eq!((world.stale_leaves().len(), world.scrub()), (0, Vec::new()), "seed {seed}");
+    }
+}
+
+#[test]
+fn the_scrub_finds_a_flipped_bit_of_the_journal_and_names_it() {
+    for seed in 0..settings::rounds(100) {
+        let mut world = scrubbed(seed);
+        let open = world.open_log();
+        let (path, at) = world.rot_file(|name| name.ends_with(".undo") && name != open).unwrap();
+        let findings = world.scrub();
+        let [finding] = &findings[..] else { panic!("seed {seed}, {path:?} at {at}: {findings:?}") };
+        assert_eq!(finding.file, path.display().to_string(), "seed {seed}, {at}");
+        assert!(finding.offset <= at, "seed {seed}: at {at}, found at {}", finding.offset);
+        assert!(at < finding.offset + (2 << 20), "an entry has at most 1 MiB");
+    }
+}
+
+#[test]
+fn the_scrub_finds_a_flipped_bit_of_stored_digests_and_names_it() {
+    for seed in 0..settings::rounds(100) {
+        let mut world = scrubbed(seed);
+        let (path, at) = world.rot_file(|name| name.starts_with("digests-")).unwrap();
+        let findings = world.scrub();
+        let [finding] = &findings[..] else { panic!("seed {seed}, {path:?} at {at}: {findings:?}") };
+        assert_eq!(finding.file, path.display().to_string());
+        assert!((finding.offset..finding.offset + finding.bytes).contains(&at), "seed {seed}: {at}");
+    }
+}
+
 #[test]
 fn a_certificate_holds_for_what_was_signed_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();

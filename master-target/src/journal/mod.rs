@@ -26,7 +26,7 @@ pub use catalogue::{Catalogue, Phase, RestoreState, SealedPoint, State, TargetDi
 pub(crate) use layout::ENTRY_BLOCKS;
 pub use log::{Image, Log, LogFile, Scan};
 pub(crate) use overlay::{Overlay, Watchers};
-pub(crate) use recover::{OpenLayer, log_path, recover, remove_log};
+pub(crate) use recover::{OpenLayer, log_path, read_log, recover, remove_log};
 pub use view::{Piece, View};
 
 /// Why the journal could not do something.

@@ -75,7 +75,7 @@ fn saved(scan: &Scan, disks: usize) -> Vec<ExtentSet> {
 }
 
 /// Opens the log of a layer for reading. A closed layer's must be as long as it was when it was closed.
-pub(super) fn read_log(
+pub(crate) fn read_log(
     storage: &Arc<dyn Storage>,
     dir: &Path,
     state: &State,

@@ -10,6 +10,7 @@ mod certificate;
 mod disk;
 mod report;
 mod run;
+mod scrub;
 mod verdicts;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
@@ -17,13 +18,17 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
 use engine::{frame::Control, io::write_file_atomically, point::PointId, units::Epoch};
 use jiff::Timestamp;
 
-use self::run::{Done, Run};
 pub use self::{
     answer::Verified,
     certificate::{Certificate, CertificateError, Coverage, DiskProof, Sign, Statement},
     report::{Difference, Phase, Report},
     run::DIFFERENCES,
+    scrub::{Finding, ScrubPlan, ScrubStatus},
     verdicts::{Verdict, Verdicts},
+};
+use self::{
+    run::{Done, Run},
+    scrub::Scrub,
 };
 use crate::{
     journal::{JournalError, SealedPoint},
@@ -36,6 +41,7 @@ pub struct Proof {
     /// Of the last verification that ended, since the stream was opened.
     last: Option<Report>,
     verdicts: Verdicts,
+    scrub: Option<Scrub>,
 }
 
 impl Proof {
@@ -43,7 +49,18 @@ impl Proof {
     #[must_use]
     pub fn new(replica: &Replica) -> Self {
         run::sweep(replica);
-        Self { run: None, last: None, verdicts: Verdicts::open(&replica.storage, &replica.dir) }
+        Self { run: None, last: None, verdicts: Verdicts::open(&replica.storage, &replica.dir), scrub: None }
+    }
+
+    /// From now on, disks and journal are read again as `plan` says.
+    pub fn scrub(&mut self, plan: ScrubPlan, now: Instant) {
+        self.scrub = Some(Scrub::new(plan, now));
+    }
+
+    /// How the scrub stands; `None` without one.
+    #[must_use]
+    pub fn scrub_status(&self) -> Option<ScrubStatus> {
+        self.scrub.as_ref().map(Scrub::status)
     }
 
     /// Begins to verify a point, in place of what was being verified. If that one is, it goes on.
@@ -119,14 +136,22 @@ impl Proof {
         self.run.as_ref().and_then(Run::ask_at)
     }
 
-    /// Whether [`Self::step`] has something to do.
+    /// When [`Self::step`] has something to do.
     #[must_use]
-    pub fn has_work(&self) -> bool {
-        self.run.as_ref().is_some_and(Run::is_settled)
+    pub fn work_at(&self, now: Instant) -> Option<Instant> {
+        let settled = self.run.as_ref().filter(|run| run.is_settled()).map(|_| now);
+        settled.into_iter().chain(self.scrub.as_ref().and_then(Scrub::due)).min()
     }
 
-    /// Does a bounded piece of the work that follows when everything was compared.
-    pub fn step(&mut self, replica: &mut Replica, wall: Timestamp) {
+    /// Does a bounded piece of what is due: of the scrub, and of what follows when everything was compared.
+    pub fn step(&mut self, replica: &mut Replica, now: Instant, wall: Timestamp) {
+        if let Some(scrub) = self.scrub.as_mut().filter(|scrub| scrub.due().is_some_and(|due| now >= due)) {
+            scrub.step(replica, now, wall);
+        }
+        self.step_run(replica, wall);
+    }
+
+    fn step_run(&mut self, replica: &mut Replica, wall: Timestamp) {
         let Some(run) = self.run.as_mut().filter(|run| run.is_settled()) else { return };
         let done = match run.step(replica, wall) {
             Ok(Done::NotYet) => return,

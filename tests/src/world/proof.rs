@@ -8,7 +8,7 @@ use engine::{
     net::{SignError, Signature},
     units::{Digest, StreamId},
 };
-use master_target::proof::{Report, Sign};
+use master_target::proof::{Finding, Report, ScrubPlan, Sign};
 
 use super::*;
 
@@ -114,6 +114,27 @@ impl World {
         byte[0] ^= 1 << self.rng.random_range(0..8);
         file.write_all_at(&byte, at).unwrap();
         Some((path.clone(), at))
+    }
+
+    /// Scrubs everything once, with nothing else going on, and says what was found.
+    pub fn scrub(&mut self) -> Vec<Finding> {
+        let (mut now, wall) = (self.now(), self.vm.wall());
+        let target = self.target();
+        if target.proof().scrub_status().is_none() {
+            target.scrub(ScrubPlan { rate: 1 << 40, every: Duration::ZERO }, now);
+        }
+        let passes = |target: &target_node::StreamNode| target.proof().scrub_status().unwrap().passes;
+        let before = passes(target);
+        while passes(target) == before {
+            now += Duration::from_secs(1);
+            target.work(now, wall);
+        }
+        target.proof().scrub_status().unwrap().findings
+    }
+
+    /// The undo log that is appended to.
+    pub fn open_log(&mut self) -> String {
+        format!("layer-{:010}.undo", self.target().replica().state().open)
     }
 
     /// Leaves at home that are not as on the VM's disks, as disk and first byte.
