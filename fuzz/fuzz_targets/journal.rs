@@ -16,7 +16,7 @@ use homeward_fuzz::put;
 use libfuzzer_sys::fuzz_target;
 use master_target::{
     journal::{
-        Catalogue, View,
+        Catalogue, Logs, View,
         layout::{self, COMMIT, ENTRY, HEADER, at, entry_at, kind},
     },
     replica::{Replica, Target},
@@ -85,10 +85,9 @@ fn run(catalogue: &[u8], logs: &[Vec<u8>]) {
 
     let _ = replica.journal_bytes();
     for layer in state.oldest..=state.newest_layer() {
-        let Ok(view) = View::at(&storage, dir, replica.state(), layer) else { continue };
-        for disk in 0..DISKS as u16 {
-            view.pieces(engine::units::DiskIndex(disk)).iter().for_each(|piece| drop(view.read(piece)));
-        }
+        let logs = Logs::new(Arc::clone(&storage), dir, state.stream.id);
+        let Ok(view) = View::at(&logs, replica.state(), layer) else { continue };
+        view.pieces().for_each(|piece| drop(piece.and_then(|piece| view.read(&piece))));
     }
     if replica.restore_state().is_some() && replica.undo_restore(&mut |_, _| {}).is_err() {
         return;

@@ -16,8 +16,8 @@ use crate::{
     datastore::Datastore,
     drill::Drills,
     home::{DeviceTarget, Home, Placement},
-    node::Retention,
     proof::ScrubPlan,
+    retention::{Policy, Tier},
 };
 
 /// `master-target.toml`.
@@ -93,27 +93,91 @@ impl Default for DrillConfig {
     }
 }
 
-/// `[retention]`.
-#[derive(Clone, Copy, Debug, Deserialize)]
+/// `[retention]`: what is kept for each VM.
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetentionConfig {
-    /// Points per VM.
+    /// Points at most.
     pub points: usize,
-    /// Bytes of before-images per VM.
+    /// Bytes of before-images at most.
     pub bytes: Size,
+    /// From what part of them on a warning is given.
+    pub warn_percent: u8,
+    /// Tiers of all points.
+    pub tier: Vec<TierConfig>,
+    /// Tiers of those that are application-consistent, besides.
+    pub application: Vec<TierConfig>,
+}
+
+/// `[[retention.tier]]`: one point in every period, for so long.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TierConfig {
+    /// Length of a period; every point, if there is none.
+    pub every: Option<Period>,
+    /// For how long.
+    #[serde(rename = "for")]
+    pub span: Period,
+}
+
+impl TierConfig {
+    fn hours(every: Option<u64>, span: u64) -> Self {
+        let hours = |hours| Period(Duration::from_secs(hours * 3600));
+        Self { every: every.map(hours), span: hours(span) }
+    }
+
+    fn tier(&self) -> Tier {
+        Tier { every: self.every.map_or(Duration::ZERO, |every| every.0), span: self.span.0 }
+    }
 }
 
 impl Default for RetentionConfig {
     fn default() -> Self {
-        Self { points: 1440, bytes: Size(100 << 30) }
+        Self {
+            points: 10_000,
+            bytes: Size(100 << 30),
+            warn_percent: 80,
+            tier: vec![
+                TierConfig::hours(None, 2),
+                TierConfig::hours(Some(1), 24),
+                TierConfig::hours(Some(24), 7 * 24),
+            ],
+            application: vec![TierConfig::hours(None, 24), TierConfig::hours(Some(24), 14 * 24)],
+        }
     }
 }
 
 impl RetentionConfig {
     /// As the node takes it.
     #[must_use]
-    pub fn retention(&self) -> Retention {
-        Retention { points: self.points, bytes: self.bytes.0 }
+    pub fn policy(&self) -> Policy {
+        Policy {
+            tiers: self.tier.iter().map(TierConfig::tier).collect(),
+            application: self.application.iter().map(TierConfig::tier).collect(),
+            points: self.points,
+            bytes: self.bytes.0,
+            warn_bytes: self.bytes.0 / 100 * u64::from(self.warn_percent),
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.points == 0 {
+            return Err("retention.points must be at least 1".into());
+        }
+        if !(1..=100).contains(&self.warn_percent) {
+            return Err("retention.warn_percent must be 1 to 100".into());
+        }
+        match self
+            .tier
+            .iter()
+            .chain(&self.application)
+            .find(|tier| tier.every.is_some_and(|every| every.0.is_zero()))
+        {
+            Some(_) => {
+                Err("a retention tier's every must not be zero: leave it out to keep every point".into())
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -133,8 +197,8 @@ impl Config {
         if config.placement.is_none() && config.device.is_empty() {
             return wrong("neither [placement] nor [[device]]: there is nowhere to write to".into());
         }
-        if config.retention.points == 0 {
-            return wrong("retention.points must be at least 1".into());
+        if let Err(message) = config.retention.check() {
+            return wrong(message);
         }
         Ok(config)
     }

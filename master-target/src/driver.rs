@@ -27,13 +27,15 @@ use tokio::{
 use crate::{
     home::{Home, Rejected},
     image::PointImage,
-    journal::SealedPoint,
+    journal::{JournalError, SealedPoint},
     metrics::Metrics,
-    node::{Output, Retention, StreamNode},
+    node::{Output, StreamNode},
     proof::{Phase, ScrubPlan, Sign, Verdict, Verified},
-    replica::ReplicaError,
-    restore::Select,
+    replica::{Replica, ReplicaError, TaskDone},
+    restore::{Estimate, Select},
+    retention::Policy,
     status::StreamStatus,
+    tasks::Background,
 };
 
 /// Bytes of one read from a socket; times [`QUEUE`] bounds what waits for a stream's thread.
@@ -42,11 +44,13 @@ const QUEUE: usize = 32;
 
 /// How often those who wait for a verification look at it.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How often points are looked at for their age; also the longest that a stream's thread sleeps.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// All streams of this master target.
 pub struct Server {
     home: Home,
-    retention: Retention,
+    retention: Policy,
     scrub: ScrubPlan,
     metrics: Metrics,
     /// Signs certificates.
@@ -86,10 +90,9 @@ enum Event {
         again: bool,
         done: oneshot::Sender<Result<Verified, ReplicaError>>,
     },
-    OpenImage {
-        point: Box<SealedPoint>,
-        done: oneshot::Sender<Result<PointImage, ReplicaError>>,
-    },
+    /// Something with the replica that takes no time to speak of; who asked is told by it.
+    With(Box<dyn FnOnce(&mut Replica) + Send>),
+    TaskDone(Result<TaskDone, JournalError>),
     Stop,
 }
 
@@ -100,6 +103,8 @@ pub enum RestoreRequest {
     To(Select),
     /// Make them again what they were when replication stopped.
     Undo,
+    /// Keep them as they are restored, for good.
+    Accept,
 }
 
 impl Server {
@@ -107,7 +112,7 @@ impl Server {
     #[must_use]
     pub fn new(
         home: Home,
-        retention: Retention,
+        retention: Policy,
         scrub: ScrubPlan,
         metrics: Metrics,
         signer: Arc<dyn Sign>,
@@ -275,13 +280,18 @@ impl Server {
                 format!("{} streams are served already, the most this master target takes", limits::STREAMS);
             return Err(Rejected { why: Refusal::Unavailable, reason });
         }
-        let mut node = StreamNode::new(self.home.open(id)?, self.retention);
+        let mut node = StreamNode::new(self.home.open(id)?, self.retention.clone());
         node.scrub(self.scrub, Instant::now());
         let (events, inbox) = mpsc::channel(QUEUE);
         let status = Arc::new(Mutex::new(StreamStatus::of(&node)));
         let stream = Stream { events, status: Arc::clone(&status) };
         let server = Arc::clone(self);
-        let body = move || Actor { node, inbox, status, server, connection: None }.run();
+        let (to_itself, background) = (stream.events.downgrade(), Background::default());
+        let looked = Instant::now();
+        let body = move || {
+            Actor { node, inbox, status, server, connection: None, background, events: to_itself, looked }
+                .run();
+        };
         std::thread::Builder::new().name("stream".into()).spawn(body).map_err(|e| Rejected {
             why: Refusal::Unavailable,
             reason: format!("cannot start a thread: {e}"),
@@ -380,11 +390,41 @@ impl Server {
         stream: StreamId,
         point: &SealedPoint,
     ) -> anyhow::Result<PointImage> {
+        let point = point.clone();
+        self.with(stream, move |replica| replica.open_image(&point)).await
+    }
+
+    /// What restoring a point would do. Changes nothing.
+    pub async fn estimate(self: Arc<Self>, stream: StreamId, select: Select) -> anyhow::Result<Estimate> {
+        self.with(stream, move |replica| replica.estimate(&replica.select(&select)?)).await
+    }
+
+    /// Pins a point, or lets retention have it again.
+    pub async fn pin(
+        self: Arc<Self>,
+        stream: StreamId,
+        select: Select,
+        pinned: bool,
+    ) -> anyhow::Result<SealedPoint> {
+        let pin = move |replica: &mut Replica| {
+            let point = replica.select(&select)?;
+            replica.pin(&point, pinned).map(|()| point)
+        };
+        self.with(stream, pin).await
+    }
+
+    /// Does something with a stream's replica, on its thread.
+    async fn with<T: Send + 'static>(
+        self: Arc<Self>,
+        stream: StreamId,
+        what: impl FnOnce(&mut Replica) -> Result<T, ReplicaError> + Send + 'static,
+    ) -> anyhow::Result<T> {
         let server = Arc::clone(&self);
         let handle = tokio::task::spawn_blocking(move || server.stream(stream)).await??;
         let (done, result) = oneshot::channel();
         let stopped = || anyhow::anyhow!("the stream has stopped; look into the log");
-        let event = Event::OpenImage { point: Box::new(point.clone()), done };
+        // Who asked may have gone.
+        let event = Event::With(Box::new(move |replica| drop(done.send(what(replica)))));
         handle.events.send(event).await.map_err(|_| stopped())?;
         Ok(result.await.map_err(|_| stopped())??)
     }
@@ -398,6 +438,11 @@ struct Actor {
     server: Arc<Server>,
     /// The present connection and the way to its socket.
     connection: Option<(u64, mpsc::UnboundedSender<Bytes>)>,
+    background: Background,
+    /// To itself.
+    events: mpsc::WeakSender<Event>,
+    /// When points were last looked at for their age.
+    looked: Instant,
 }
 
 impl Actor {
@@ -426,12 +471,14 @@ impl Actor {
                     }
                 }
                 self.flush();
+                self.look_after(now);
                 continue;
             }
             self.flush();
+            self.look_after(now);
             // A minute without anything to do is worth a look at the clock.
             let due = self.node.poll_timeout().into_iter().chain(self.node.work_at(now)).min();
-            let until = due.unwrap_or(now + Duration::from_secs(60));
+            let until = due.unwrap_or(now + LOOK).min(now + LOOK);
             // The timer is made within the runtime: this thread is none of its own.
             let wait = async { tokio::time::timeout_at(until.into(), self.inbox.recv()).await };
             match self.server.handle.clone().block_on(wait) {
@@ -443,6 +490,22 @@ impl Actor {
                 Err(_) => self.node.handle_timeout(Instant::now()),
             }
         }
+    }
+
+    /// Points age and layers are merged, whatever else happens.
+    fn look_after(&mut self, now: Instant) {
+        if now >= self.looked + LOOK {
+            self.looked = now;
+            if let Err(error) = self.node.retire(Timestamp::now()) {
+                tracing::warn!(stream = %self.node.replica().state().stream.id, %error, "cannot drop old points");
+            }
+        }
+        if !self.background.is_free(now) {
+            return;
+        }
+        let (Some(task), Some(events)) = (self.node.replica().task(), self.events.upgrade()) else { return };
+        // The stream may have stopped; then the result is a leftover that the next start removes.
+        self.background.begin(task, move |result| drop(events.blocking_send(Event::TaskDone(result))));
     }
 
     /// False when it is over.
@@ -480,9 +543,16 @@ impl Actor {
                 // Who asked may have gone.
                 let _ = done.send(self.verify(&select, again));
             }
-            Event::OpenImage { point, done } => {
-                // Who asked may have gone.
-                let _ = done.send(self.node.replica_mut().open_image(&point));
+            Event::With(what) => what(self.node.replica_mut()),
+            Event::TaskDone(result) => {
+                self.background.ended();
+                let finished = result.map_err(ReplicaError::from);
+                let finished = finished.and_then(|done| self.node.replica_mut().finish_task(done));
+                // What was freed decides whether more points must go.
+                let retired = finished.and_then(|()| self.node.retire(Timestamp::now()));
+                if let Err(error) = retired {
+                    self.background.failed(&error.to_string());
+                }
             }
         }
         self.flush();
@@ -503,6 +573,7 @@ impl Actor {
             RestoreRequest::Undo => {
                 replica.undo_restore(&mut |done, all| reporter.report("undoing", done, all))?
             }
+            RestoreRequest::Accept => replica.accept_restore()?,
         }
         Ok(StreamStatus::of(&self.node))
     }

@@ -132,6 +132,13 @@ impl Home {
             );
             return Err(Rejected::new(Refusal::BadRequest, reason));
         }
+        if known.accepted {
+            let reason = format!(
+                "a restore of VM {} was accepted, so its disks are not what the sender left: begin a new replication",
+                stream.vm
+            );
+            return Err(Rejected::new(Refusal::Restored, reason));
+        }
         if known.restore.is_some() {
             let reason = format!(
                 "VM {} is restored to a point: undo that (`homeward-master-target restore --undo`) to replicate on",

@@ -32,10 +32,10 @@ pub struct PointImage {
 impl Replica {
     /// The disks at `point`.
     pub fn open_image(&mut self, point: &SealedPoint) -> Result<PointImage, ReplicaError> {
-        let view = View::at(&self.storage, &self.dir, self.state(), point.layer)?;
+        let view = View::at(&self.logs, self.state(), point.layer)?;
         let disks = self.state().stream.disks.clone();
         let devices = self.targets.iter().map(|target| Arc::clone(&target.device)).collect();
-        let overlay = self.watchers.watch(disks.len());
+        let overlay = self.watchers.watch(&self.logs);
         Ok(PointImage { disks, devices, view, overlay })
     }
 }
@@ -56,21 +56,21 @@ impl PointImage {
     /// Fills `buf` with what the disk held from byte `offset` on. Any offset and length within the disk.
     pub fn read_at(&self, disk: DiskIndex, offset: u64, buf: &mut [u8]) -> Result<(), ReplicaError> {
         let Some(range) = self.blocks(disk, offset, buf.len() as u64)? else { return Ok(()) };
-        let old = self.view.find(disk, range.start, range.end());
+        let old = self.view.find(disk, range.start, range.end())?;
         let mut covered: ExtentSet = old.iter().map(|found| found.extent).collect();
         for gap in covered.gaps(range.start, range.end()) {
             self.read_disk(disk, gap, offset, buf)?;
         }
         let since = self.overlay.find(disk, range.start, range.end())?;
         for found in old {
-            place(&found.read()?, found.extent.offset(), offset, buf);
+            place(&self.view.read(&found)?, found.extent.offset(), offset, buf);
         }
         for found in since {
             let gaps = covered.gaps(found.extent.start, found.extent.end());
             if gaps.is_empty() {
                 continue;
             }
-            let bytes = found.read()?;
+            let bytes = self.view.read(&found)?;
             for gap in gaps {
                 let from = (gap.offset() - found.extent.offset()) as usize;
                 place(&bytes[from..][..gap.bytes() as usize], gap.offset(), offset, buf);
@@ -86,12 +86,12 @@ impl PointImage {
         if let Some(range) = self.blocks(disk, offset, len)? {
             // The disk first, then what was saved of it: as for reading.
             let on_disk = self.disk_holes(disk, range)?;
-            let old = self.view.find(disk, range.start, range.end());
+            let old = self.view.find(disk, range.start, range.end())?;
             let mut covered: ExtentSet = old.iter().map(|found| found.extent).collect();
-            zeros = old.iter().filter(|found| found.is_zeros()).map(|found| found.extent).collect();
+            zeros = old.iter().filter(|found| found.image.zeros).map(|found| found.extent).collect();
             for found in self.overlay.find(disk, range.start, range.end())? {
                 let gaps = covered.gaps(found.extent.start, found.extent.end());
-                gaps.into_iter().filter(|_| found.is_zeros()).for_each(|gap| zeros.insert_extent(gap));
+                gaps.into_iter().filter(|_| found.image.zeros).for_each(|gap| zeros.insert_extent(gap));
                 covered.insert_extent(found.extent);
             }
             for hole in on_disk.extents() {

@@ -1,7 +1,7 @@
 //! The master target: applies frames to VMware disks and keeps recovery points.
 //!
-//! Layers, lowest first: `datastore` → `vmdk`; `journal` → `digests` → `replica` → `restore`, `image` → `proof` → `home` →
-//! `node` → `status`, `metrics` → `driver`; `image` → `drill` → `config` → `admin`.
+//! Layers, lowest first: `datastore` → `vmdk`; `journal` → `digests`, `retention` → `replica` → `restore`, `image` →
+//! `proof` → `home` → `node` → `status`, `metrics`, `tasks` → `driver`; `image` → `drill` → `config` → `admin`.
 
 pub mod admin;
 pub mod config;
@@ -17,5 +17,7 @@ pub mod node;
 pub mod proof;
 pub mod replica;
 pub mod restore;
+pub mod retention;
 pub mod status;
+mod tasks;
 pub mod vmdk;

@@ -137,7 +137,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let signer = Arc::new(credentials.clone());
     let server = Server::new(
         home,
-        config.retention.retention(),
+        config.retention.policy(),
         config.scrub.plan(),
         Metrics::register(&mut registry),
         signer,

@@ -21,6 +21,7 @@ pub struct Metrics {
     points: Family<Labels, Gauge>,
     point_age: Family<Labels, Gauge<f64, AtomicU64>>,
     journal_bytes: Family<Labels, Gauge>,
+    journal_nearly_full: Family<Labels, Gauge>,
     wire_bytes: Family<Labels, Gauge>,
     logical_bytes: Family<Labels, Gauge>,
     peer_errors: Family<Labels, Gauge>,
@@ -46,6 +47,11 @@ impl Metrics {
         registry.register("points", "Recovery points kept", m.points.clone());
         registry.register("point_age_seconds", "Age of the newest recovery point", m.point_age.clone());
         registry.register("journal_bytes", "Bytes of before-images kept", m.journal_bytes.clone());
+        registry.register(
+            "journal_nearly_full",
+            "Whether the journal takes so much that points will soon be dropped for it",
+            m.journal_nearly_full.clone(),
+        );
         registry.register(
             "wire_bytes",
             "Frame bytes received since the stream was opened",
@@ -96,6 +102,7 @@ impl Metrics {
             self.point_age.get_or_create(&vm).set(age);
         }
         self.journal_bytes.get_or_create(&vm).set(status.journal_bytes.unwrap_or(0) as i64);
+        self.journal_nearly_full.get_or_create(&vm).set(status.journal_nearly_full.into());
         self.wire_bytes.get_or_create(&vm).set(status.wire_bytes as i64);
         self.logical_bytes.get_or_create(&vm).set(status.logical_bytes as i64);
         self.peer_errors.get_or_create(&vm).set(status.peer_errors as i64);

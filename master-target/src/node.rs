@@ -22,6 +22,7 @@ use crate::{
     journal::SealedPoint,
     proof::{Proof, ScrubPlan, Sign},
     replica::{Replica, ReplicaError},
+    retention::Policy,
 };
 
 /// What the node wants done.
@@ -33,15 +34,6 @@ pub enum Output {
     Close(String),
 }
 
-/// How many points to keep, and how much before-images may take.
-#[derive(Clone, Copy, Debug)]
-pub struct Retention {
-    /// Points.
-    pub points: usize,
-    /// Bytes of undo logs.
-    pub bytes: u64,
-}
-
 /// How long to wait before trying again when there is no space.
 const NO_SPACE_PAUSE: Duration = Duration::from_secs(2);
 
@@ -49,7 +41,7 @@ const NO_SPACE_PAUSE: Duration = Duration::from_secs(2);
 pub struct StreamNode {
     stream: StreamId,
     replica: Replica,
-    retention: Retention,
+    retention: Policy,
     receiver: Receiver,
     link: Option<Link>,
     /// Received and not yet applied; bounded by the window.
@@ -58,6 +50,8 @@ pub struct StreamNode {
     hold: Option<(String, Instant)>,
     counts: Counts,
     proof: Proof,
+    /// Whether a warning was given that the journal is nearly full.
+    warned: bool,
 }
 
 /// What a stream has done since it was opened.
@@ -78,7 +72,7 @@ pub struct Counts {
 impl StreamNode {
     /// A stream whose replica stands open.
     #[must_use]
-    pub fn new(replica: Replica, retention: Retention) -> Self {
+    pub fn new(replica: Replica, retention: Policy) -> Self {
         let (stream, position) = (replica.state().stream.id, replica.position());
         let proof = Proof::new(&replica);
         Self {
@@ -92,6 +86,7 @@ impl StreamNode {
             hold: None,
             counts: Counts::default(),
             proof,
+            warned: false,
         }
     }
 
@@ -259,7 +254,11 @@ impl StreamNode {
                 }
                 self.counts.points += sealed.len() as u64;
                 if !sealed.is_empty() {
-                    self.replica.retire(self.retention.points, self.retention.bytes)?;
+                    match self.retire(wall) {
+                        // It is tried again with the next point.
+                        Err(error) if error.is_no_space() => tracing::warn!(stream = %self.stream, %error),
+                        retired => retired?,
+                    }
                 }
                 Ok(sealed)
             }
@@ -282,6 +281,28 @@ impl StreamNode {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Drops the points that are not to be kept any more, and warns before space costs points. Call it now and then, for
+    /// points also age while none is made.
+    pub fn retire(&mut self, wall: Timestamp) -> Result<(), ReplicaError> {
+        self.replica.retire(&self.retention, wall)?;
+        let (bytes, limit) = (self.replica.journal_bytes(), self.retention.bytes);
+        let nearly_full = self.is_nearly_full();
+        if nearly_full && !self.warned {
+            tracing::warn!(
+                stream = %self.stream, bytes, limit,
+                "the journal is nearly as large as it may be: raise retention.bytes, or the oldest points go"
+            );
+        }
+        self.warned = nearly_full;
+        Ok(())
+    }
+
+    /// Whether the journal takes so much that points will soon be dropped for it.
+    #[must_use]
+    pub fn is_nearly_full(&self) -> bool {
+        self.replica.journal_bytes() >= self.retention.warn_bytes
     }
 
     /// As many frames as may be in memory uncompressed; at least one.

@@ -34,10 +34,16 @@ pub struct StreamStatus {
     pub latest: Option<SealedPoint>,
     /// Bytes of before-images; `None` while nobody has it open.
     pub journal_bytes: Option<u64>,
+    /// Whether the journal takes so much that points will soon be dropped for it.
+    #[serde(default)]
+    pub journal_nearly_full: bool,
     /// Why replication waits, if it does.
     pub hold: Option<String>,
     /// Whether its disks are restored to a point.
     pub restore: Option<Phase>,
+    /// Whether a restore was accepted: replication does not go on.
+    #[serde(default)]
+    pub accepted: bool,
     /// Frame bytes received since it was opened.
     pub wire_bytes: u64,
     /// Bytes of content applied since it was opened.
@@ -61,6 +67,7 @@ impl StreamStatus {
             connected: node.is_connected(),
             durable_frame: Some(replica.position().seq.0),
             journal_bytes: Some(replica.journal_bytes()),
+            journal_nearly_full: node.is_nearly_full(),
             hold: node.hold().map(str::to_owned),
             wire_bytes: counts.wire_bytes,
             logical_bytes: counts.logical_bytes,
@@ -85,7 +92,9 @@ impl StreamStatus {
             points: state.points.len(),
             latest: state.points.values().next_back().cloned(),
             journal_bytes: None,
+            journal_nearly_full: false,
             hold: None,
+            accepted: state.accepted,
             restore: state.restore.map(|restore| restore.phase),
             wire_bytes: 0,
             logical_bytes: 0,
@@ -108,6 +117,7 @@ impl StreamStatus {
             (Some(Phase::Restoring), ..) => "restoring",
             (Some(Phase::Restored), ..) => "restored",
             (Some(Phase::Undoing), ..) => "undoing",
+            (None, ..) if self.accepted => "restored for good",
             (None, Some(_), _) => "waiting",
             (None, None, true) => "replicating",
             (None, None, false) => "disconnected",

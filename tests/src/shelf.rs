@@ -4,18 +4,19 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use engine::{
     io::{DirLock, Storage, read_exact_at},
     point::PointId,
-    units::{BLOCK_BYTES, DiskIndex},
+    units::BLOCK_BYTES,
 };
 use homeward::lab::Service;
 use master_target::{
     config::Config,
     home::Home,
-    journal::{JournalError, State, TargetDisk, View},
+    journal::{JournalError, Logs, State, TargetDisk, View},
     vmdk::adopt,
 };
 
@@ -62,15 +63,16 @@ impl Shelf {
     pub fn check(&self, history: &History, points: &[Had]) -> Result<(), String> {
         let mut missing: HashMap<PointId, &Had> = points.iter().map(|had| (had.point.id, had)).collect();
         let mut image = self.newest();
-        let mut state = State { restore: None, ..self.state.clone() };
+        let logs = Logs::new(Arc::clone(&self.home.journal), &self.dir, self.state.stream.id);
+        let mut newer = self.state.open;
         for sealed in self.state.points.values().rev() {
             if missing.is_empty() {
                 break;
             }
             // Of all that happened later, only what is not undone yet.
-            let view = View::at(&self.home.journal, &self.dir, &state, sealed.layer);
+            let view = View::between(&logs, &self.state, sealed.layer, newer);
             view.and_then(|view| undo(&view, &mut image)).map_err(|error| error.to_string())?;
-            state.open = sealed.layer;
+            newer = sealed.layer;
             if let Some(had) = missing.remove(&sealed.point.id) {
                 let checked = history.check(&image, had.from..=had.until);
                 checked.map_err(|error| format!("point {}: {error}", had.point.id))?;
@@ -102,11 +104,11 @@ impl Shelf {
 }
 
 fn undo(view: &View, image: &mut [Vec<u8>]) -> Result<(), JournalError> {
-    for (disk, bytes) in image.iter_mut().enumerate() {
-        for piece in view.pieces(DiskIndex(disk as u16)) {
-            let content = view.read(piece)?;
-            bytes[piece.extent.offset() as usize..][..content.len()].copy_from_slice(&content);
-        }
+    for piece in view.pieces() {
+        let piece = piece?;
+        let content = view.read(&piece)?;
+        let bytes = &mut image[usize::from(piece.disk().0)];
+        bytes[piece.extent.offset() as usize..][..content.len()].copy_from_slice(&content);
     }
     Ok(())
 }

@@ -33,8 +33,9 @@ use engine::{
 use master_target::{
     datastore::{Datastore, DatastoreKind},
     home::{Home, Placement},
-    node::{self as target_node, Retention},
+    node as target_node,
     proof::Phase,
+    retention::Policy,
     vmdk::flat::Provisioning,
 };
 use process_server::{
@@ -503,8 +504,8 @@ impl World {
         let home = home(&self.target_storage);
         let opened = home.prepare(agent, stream).and_then(|()| {
             if self.target.is_none() {
-                let retention = Retention { points: usize::MAX, bytes: u64::MAX };
-                self.target = Some(target_node::StreamNode::new(home.open_to_write(stream.id)?, retention));
+                self.target =
+                    Some(target_node::StreamNode::new(home.open_to_write(stream.id)?, Policy::everything()));
             }
             Ok(())
         });

@@ -16,7 +16,7 @@ use engine::{
 };
 use master_target::{
     digests::layout as digests,
-    journal::{Catalogue, layout as undo},
+    journal::{Catalogue, index::layout as index, layout as undo},
     proof::Certificate,
 };
 use process_server::spool::layout as spool;
@@ -113,6 +113,46 @@ fn frames() {
     let digest = [("leaf", digest_at::LEAF), ("digest", digest_at::DIGEST)];
     assert_fields("frame-digest", &digest, frame::DIGEST);
     assert_eq!(rows("table", "frame-header")[0][4], quoted(frame::MAGIC));
+}
+
+#[test]
+fn indexes() {
+    use index::{at, page_at, record_at};
+    let header = [
+        ("magic", at::MAGIC),
+        ("version", at::VERSION),
+        ("reserved", at::RESERVED),
+        ("stream", at::STREAM),
+        ("layer", at::LAYER),
+        ("generation", at::GENERATION),
+        ("reserved2", at::RESERVED2),
+        ("log_bytes", at::LOG_BYTES),
+        ("records", at::RECORDS),
+        ("reserved3", at::RESERVED3),
+        ("crc", at::CRC),
+    ];
+    assert_fields("index-header", &header, index::HEADER);
+    let page = [
+        ("number", page_at::NUMBER),
+        ("records", page_at::RECORDS),
+        ("reserved", page_at::RESERVED),
+        ("crc", page_at::CRC),
+    ];
+    assert_fields("index-page", &page, index::PAGE_HEAD);
+    let record = [
+        ("start", record_at::START),
+        ("at", record_at::AT),
+        ("layer", record_at::LAYER),
+        ("generation", record_at::GENERATION),
+        ("crc", record_at::CRC),
+        ("disk", record_at::DISK),
+        ("blocks", record_at::BLOCKS),
+        ("image_blocks", record_at::IMAGE_BLOCKS),
+        ("skip", record_at::SKIP),
+        ("zeros", record_at::ZEROS),
+    ];
+    assert_fields("index-record", &record, index::RECORD);
+    assert_eq!(rows("table", "index-header")[0][4], quoted(index::MAGIC));
 }
 
 #[test]
@@ -231,6 +271,7 @@ fn versions() {
         ("frame", u64::from(frame::VERSION)),
         ("conversation (`protocol` in Hello)", u64::from(PROTOCOL)),
         ("undo log", u64::from(undo::VERSION)),
+        ("index", u64::from(index::VERSION)),
         ("spool mark", u64::from(spool::VERSION)),
         ("tracker maps", tracker::VERSION),
         ("stored digests", u64::from(digests::VERSION)),
@@ -332,7 +373,7 @@ fn a_seal_and_a_catalogue_read_as_described() {
     let bytes = format!("{line}\n").repeat(2);
     storage.create(Path::new("catalogue")).unwrap().write_all_at(bytes.as_bytes(), 0).unwrap();
     let state = Catalogue::peek(&storage, Path::new("")).unwrap();
-    assert_eq!((state.agent.as_str(), state.targets.len()), ("web-01", 1));
+    assert_eq!((state.agent.as_str(), state.targets.len()), ("web-01", 2));
 }
 
 fn quoted(magic: [u8; 4]) -> String {

@@ -177,7 +177,7 @@ pub fn decode_position(raw: &[u8; COMMIT]) -> Position {
     }
 }
 
-fn array<const N: usize>(raw: &[u8], at: usize) -> [u8; N] {
+pub(super) fn array<const N: usize>(raw: &[u8], at: usize) -> [u8; N] {
     let mut bytes = [0; N];
     bytes.copy_from_slice(&raw[at..at + N]);
     bytes

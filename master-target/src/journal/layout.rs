@@ -82,5 +82,8 @@ pub mod commit_at {
 /// Blocks in one entry: 1 MiB.
 pub const ENTRY_BLOCKS: u32 = 256;
 
+/// Blocks of an image as it is written, 64 KiB: an image is read and checked as a whole, also for a block of it.
+pub const IMAGE_BLOCKS: u32 = 16;
+
 const _: () = assert!(at::CRC + 4 == HEADER && at::STREAM + 16 == at::LAYER);
 const _: () = assert!(entry_at::CRC + 4 == ENTRY && commit_at::CHAIN + 32 == COMMIT);

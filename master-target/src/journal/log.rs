@@ -1,7 +1,7 @@
 //! One undo log: appended to while its layer is open, read when a point is wanted.
 //!
 //! An append is nothing until [`Log::sync`] returned. After a failed append the log is cut back to where it was,
-//! so that the batch can be tried again when there is room.
+//! so that the batch can be tried again when there is room. What a start makes of one is in `scan`.
 
 use std::{
     io,
@@ -19,44 +19,12 @@ use engine::{
 use super::{
     JournalError,
     entry::{self, Entry, LogHeader, Malformed, What},
-    layout::{COMMIT, ENTRY, HEADER, entry_at, kind},
+    layer::LogId,
+    layout::{ENTRY, HEADER},
 };
 
-/// The file of a log, for whoever reads images from it. It may be removed meanwhile: what is open stays readable.
-pub struct LogFile {
-    file: Box<dyn StorageFile>,
-    path: PathBuf,
-}
-
-impl LogFile {
-    /// Reads an image's bytes and checks them. The error names the place.
-    pub fn read_image(&self, image: &Image) -> Result<Vec<u8>, JournalError> {
-        let mut bytes = vec![0; image.extent.bytes() as usize];
-        if !image.zeros {
-            self.read(&mut bytes, image.at)?;
-            if crc32fast::hash(&bytes) != image.crc {
-                let what = Malformed::Checksum("before-image");
-                return Err(JournalError::unusable(&self.path, image.at, what));
-            }
-        }
-        Ok(bytes)
-    }
-
-    fn read(&self, buf: &mut [u8], at: u64) -> Result<(), JournalError> {
-        self.file.read_exact_at(buf, at).map_err(JournalError::io("read", &self.path))
-    }
-}
-
-/// An open log.
-pub struct Log {
-    file: Arc<LogFile>,
-    len: u64,
-    entries: u32,
-    buffer: Vec<u8>,
-}
-
 /// What a log holds at one place.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Image {
     /// Which disk.
     pub disk: DiskIndex,
@@ -70,207 +38,124 @@ pub struct Image {
     pub crc: u32,
 }
 
-impl Image {
-    /// Offset of its entry in the log.
-    fn entry_at(&self) -> u64 {
-        self.at - ENTRY as u64
+/// The file of a log, for whoever reads from it. It may be removed meanwhile: what is open stays readable.
+pub struct LogFile {
+    pub(super) file: Box<dyn StorageFile>,
+    pub(super) path: PathBuf,
+    pub(super) id: LogId,
+}
+
+impl LogFile {
+    /// Opens a log and checks its header.
+    pub(super) fn open(
+        storage: &dyn Storage,
+        dir: &Path,
+        stream: StreamId,
+        id: LogId,
+    ) -> Result<Self, JournalError> {
+        let path = id.path(dir);
+        let file = storage.open(&path).map_err(JournalError::io("open", &path))?;
+        let log = Self { file, path, id };
+        let mut raw = [0; HEADER];
+        if log.len()? < HEADER as u64 {
+            return Err(JournalError::unusable(&log.path, 0, Malformed::Foreign));
+        }
+        log.read(&mut raw, 0)?;
+        let header = LogHeader { stream, layer: id.layer };
+        match LogHeader::decode(&raw) {
+            Ok(found) if found == header => Ok(log),
+            Ok(_) => {
+                let what = Malformed::Nonsense("log of another stream or layer");
+                Err(JournalError::unusable(&log.path, 0, what))
+            }
+            Err(what) => Err(JournalError::unusable(&log.path, 0, what)),
+        }
+    }
+
+    /// Which log it is.
+    #[must_use]
+    pub fn id(&self) -> LogId {
+        self.id
+    }
+
+    /// Reads an image's bytes and checks them. The error names the place.
+    pub fn read_image(&self, image: &Image) -> Result<Vec<u8>, JournalError> {
+        let mut bytes = vec![0; image.extent.bytes() as usize];
+        if !image.zeros {
+            self.read_image_into(image, &mut bytes)?;
+        }
+        Ok(bytes)
+    }
+
+    /// The same of one that is not zeros, into `bytes`, which are as many.
+    pub(super) fn read_image_into(&self, image: &Image, bytes: &mut [u8]) -> Result<(), JournalError> {
+        self.read(bytes, image.at)?;
+        if crc32fast::hash(bytes) != image.crc {
+            let what = Malformed::Checksum("before-image");
+            return Err(JournalError::unusable(&self.path, image.at, what));
+        }
+        Ok(())
+    }
+
+    pub(super) fn len(&self) -> Result<u64, JournalError> {
+        self.file.len().map_err(JournalError::io("measure", &self.path))
+    }
+
+    pub(super) fn read(&self, buf: &mut [u8], at: u64) -> Result<(), JournalError> {
+        self.file.read_exact_at(buf, at).map_err(JournalError::io("read", &self.path))
     }
 }
 
-/// What reading a log from start to end found.
-#[derive(Debug, Default)]
-pub struct Scan {
-    /// Every before-image, in order.
-    pub images: Vec<Image>,
-    /// The last commit.
-    pub committed: Option<Position>,
-    /// How many of the images stand before it.
-    pub images_committed: usize,
-    /// How many entries stand before and with it.
-    pub entries_committed: u32,
-    /// Offset behind the last whole entry.
-    pub end: u64,
-    /// What stands there, if the log goes on: a torn tail, or damage.
-    pub damage: Option<Malformed>,
+/// A log that is appended to.
+pub struct Log {
+    pub(super) file: Arc<LogFile>,
+    pub(super) len: u64,
+    pub(super) entries: u32,
+    buffer: Vec<u8>,
 }
 
 impl Log {
-    /// Creates the log of `layer`. Its name is durable before anything relies on it.
+    /// Creates a log. Its name is durable before anything relies on it.
     pub fn create(
         storage: &Arc<dyn Storage>,
-        path: &Path,
+        dir: &Path,
         stream: StreamId,
-        layer: u64,
+        id: LogId,
     ) -> Result<Self, JournalError> {
-        let failed = JournalError::io("create", path);
+        let path = id.path(dir);
+        let failed = JournalError::io("create", &path);
         // A leftover of a crash during creation; nothing can have relied on it.
-        if storage.exists(path).map_err(&failed)? {
-            storage.remove(path).map_err(&failed)?;
+        if storage.exists(&path).map_err(&failed)? {
+            storage.remove(&path).map_err(&failed)?;
         }
-        let file = storage.create(path).map_err(&failed)?;
+        let file = storage.create(&path).map_err(&failed)?;
         let created = file
-            .write_all_at(&LogHeader { stream, layer }.encode(), 0)
+            .write_all_at(&LogHeader { stream, layer: id.layer }.encode(), 0)
             .and_then(|()| file.sync())
-            .and_then(|()| storage.sync_dir(path.parent().unwrap_or(Path::new(""))));
+            .and_then(|()| storage.sync_dir(dir));
         if let Err(error) = created {
             // Best effort: it would be removed at the next try as well.
-            let _ = storage.remove(path);
+            let _ = storage.remove(&path);
             return Err(failed(error));
         }
-        let file = Arc::new(LogFile { file, path: path.to_owned() });
-        Ok(Self { file, len: HEADER as u64, entries: 0, buffer: Vec::new() })
+        Ok(Self::at_end(LogFile { file, path, id }, HEADER as u64, 0))
     }
 
-    /// Opens a log and reads it through. Data of images is not read.
-    pub fn open(
-        storage: &Arc<dyn Storage>,
-        path: &Path,
-        stream: StreamId,
-        layer: u64,
-    ) -> Result<(Self, Scan), JournalError> {
-        let file = storage.open(path).map_err(JournalError::io("open", path))?;
-        let file = Arc::new(LogFile { file, path: path.to_owned() });
-        let mut log = Self { file, len: 0, entries: 0, buffer: Vec::new() };
-        let len = log.file.file.len().map_err(JournalError::io("measure", path))?;
-        if len < HEADER as u64 {
-            return Ok((log, Scan { damage: Some(Malformed::Foreign), ..Scan::default() }));
-        }
-        let mut raw = [0; HEADER];
-        log.file.read(&mut raw, 0)?;
-        match LogHeader::decode(&raw) {
-            Ok(header) if header == (LogHeader { stream, layer }) => {}
-            Ok(_) => {
-                let damage = Some(Malformed::Nonsense("log of another stream or layer"));
-                return Ok((log, Scan { damage, ..Scan::default() }));
-            }
-            Err(damage) => return Ok((log, Scan { damage: Some(damage), ..Scan::default() })),
-        }
-        let mut scan = Scan { end: HEADER as u64, ..Scan::default() };
-        while scan.end < len {
-            match log.read_entry(scan.end, len)? {
-                Ok((entry, position)) => {
-                    let at = scan.end + ENTRY as u64;
-                    match entry.what {
-                        What::Image(disk, extent) => {
-                            scan.images.push(Image { disk, extent, at, zeros: false, crc: entry.data_crc });
-                        }
-                        What::Zeros(disk, extent) => {
-                            scan.images.push(Image { disk, extent, at, zeros: true, crc: 0 });
-                        }
-                        What::Commit => {
-                            scan.committed = position;
-                            scan.images_committed = scan.images.len();
-                            scan.entries_committed = log.entries + 1;
-                        }
-                    }
-                    scan.end = at + entry.data_len() as u64;
-                    log.entries += 1;
-                }
-                Err(damage) => {
-                    scan.damage = Some(damage);
-                    break;
-                }
-            }
-        }
-        log.len = scan.end;
-        Ok((log, scan))
+    /// A log of `len` bytes with `entries` entries.
+    pub(super) fn at_end(file: LogFile, len: u64, entries: u32) -> Self {
+        Self { file: Arc::new(file), len, entries, buffer: Vec::new() }
     }
 
-    /// The entry at `at` in a log of `len` bytes; the inner error says why there is none.
-    #[allow(clippy::type_complexity)]
-    fn read_entry(
-        &self,
-        at: u64,
-        len: u64,
-    ) -> Result<Result<(Entry, Option<Position>), Malformed>, JournalError> {
-        let torn = Malformed::Nonsense("log ends within an entry");
-        if len - at < ENTRY as u64 {
-            return Ok(Err(torn));
-        }
-        let mut raw = [0; ENTRY];
-        self.file.read(&mut raw, at)?;
-        let entry = match Entry::decode(&raw, self.entries) {
-            Ok(entry) => entry,
-            Err(damage) => return Ok(Err(damage)),
-        };
-        if len - at - (ENTRY as u64) < entry.data_len() as u64 {
-            return Ok(Err(torn));
-        }
-        let mut position = None;
-        if entry.what == What::Commit {
-            let mut data = [0; COMMIT];
-            self.file.read(&mut data, at + ENTRY as u64)?;
-            if crc32fast::hash(&data) != entry.data_crc {
-                return Ok(Err(Malformed::Checksum("commit")));
-            }
-            position = Some(entry::decode_position(&data));
-        }
-        Ok(Ok((entry, position)))
+    /// The file, for reading images.
+    #[must_use]
+    pub fn file(&self) -> &Arc<LogFile> {
+        &self.file
     }
 
-    /// Makes the log of the open layer fit for appending, after [`Self::open`] found `scan`.
-    ///
-    /// Behind the last commit stands at most one batch, whose images may be torn: they were being written when
-    /// the power went, and nothing on the disks was overwritten before all of them were synced. So the log is
-    /// cut at the first image that is not whole. A commit *behind* damage proves that synced bytes have rotted:
-    /// that is an error, because images are missing that may be needed.
-    pub fn recover(&mut self, scan: &mut Scan) -> Result<(), JournalError> {
-        if let Some(what) = &scan.damage
-            && (matches!(what, Malformed::Version(_)) || self.commit_behind(scan.end)?)
-        {
-            return Err(JournalError::unusable(&self.file.path, scan.end, what.clone()));
-        }
-        let torn = scan
-            .images
-            .iter()
-            .skip(scan.images_committed)
-            .position(|image| self.file.read_image(image).is_err());
-        if let Some(index) = torn.map(|index| index + scan.images_committed) {
-            self.len = scan.images[index].entry_at();
-            self.entries = scan.entries_committed + (index - scan.images_committed) as u32;
-            scan.images.truncate(index);
-        }
-        self.file
-            .file
-            .set_len(self.len)
-            .and_then(|()| self.file.file.sync())
-            .map_err(JournalError::io("cut", &self.file.path))
-    }
-
-    /// Whether a whole commit stands anywhere behind `from`.
-    fn commit_behind(&self, from: u64) -> Result<bool, JournalError> {
-        const STEP: u64 = 8;
-        const CHUNK: usize = 1 << 20;
-        let len = self.file.file.len().map_err(JournalError::io("measure", &self.file.path))?;
-        let mut at = from;
-        while at + (ENTRY + COMMIT) as u64 <= len {
-            let mut chunk = vec![0; CHUNK.min((len - at) as usize)];
-            self.file.read(&mut chunk, at)?;
-            let found = chunk.windows(ENTRY + COMMIT).step_by(STEP as usize).any(|window| {
-                let (header, data) = window.split_at(ENTRY);
-                header[entry_at::KIND] == kind::COMMIT
-                    && header[entry_at::DATA_CRC..][..4] == crc32fast::hash(data).to_le_bytes()
-                    && header[entry_at::CRC..] == crc32fast::hash(&header[..entry_at::CRC]).to_le_bytes()
-            });
-            if found {
-                return Ok(true);
-            }
-            // Overlap, so that a commit across two chunks is seen.
-            at += ((chunk.len() - (ENTRY + COMMIT)) as u64 / STEP + 1) * STEP;
-        }
-        Ok(false)
-    }
-
-    /// Bytes written or queued.
+    /// Bytes written.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.len
-    }
-
-    /// Where it is.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.file.path
     }
 
     /// Queues a before-image of `extent`, at most an entry's worth of whole blocks; returns where it will be.
@@ -284,6 +169,11 @@ impl Log {
             self.push(What::Image(disk, extent), bytes)
         };
         Image { disk, extent, at, zeros, crc }
+    }
+
+    /// Queues a before-image of zeros.
+    pub(super) fn push_zeros(&mut self, disk: DiskIndex, extent: Extent) {
+        self.push(What::Zeros(disk, extent), &[]);
     }
 
     /// Queues a commit.
@@ -301,7 +191,7 @@ impl Log {
         data_crc
     }
 
-    /// Entries so far, queued ones included: for [`Self::give_back`].
+    /// Bytes and entries so far: for [`Self::give_back`].
     #[must_use]
     pub fn mark(&self) -> (u64, u32) {
         (self.len, self.entries)
@@ -327,16 +217,10 @@ impl Log {
         (self.len, self.entries) = mark;
         self.file.file.set_len(self.len).map_err(JournalError::io("cut", &self.file.path))
     }
-
-    /// The file, for reading images.
-    #[must_use]
-    pub fn file(&self) -> &Arc<LogFile> {
-        &self.file
-    }
 }
 
 /// Whether all bytes are zero.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+fn is_zero(bytes: &[u8]) -> bool {
     // Whole blocks compare at memory speed.
     const ZEROS: [u8; BLOCK_BYTES as usize] = [0; BLOCK_BYTES as usize];
     bytes.chunks(ZEROS.len()).all(|chunk| chunk == &ZEROS[..chunk.len()])

@@ -7,10 +7,15 @@
 
 mod catalogue;
 pub mod entry;
+pub mod index;
+mod layer;
 pub mod layout;
 mod log;
+mod logs;
+mod merge;
 mod overlay;
 mod recover;
+mod scan;
 mod view;
 
 #[cfg(test)]
@@ -22,12 +27,19 @@ use std::{
 };
 
 pub(crate) use catalogue::Record;
-pub use catalogue::{Catalogue, Phase, RestoreState, SealedPoint, State, TargetDisk};
-pub(crate) use layout::ENTRY_BLOCKS;
-pub use log::{Image, Log, LogFile, Scan};
+pub use catalogue::{Catalogue, Mark, Phase, RestoreState, SealedPoint, State, TargetDisk};
+pub use index::{Bounds, Piece};
+pub(crate) use index::{Cursor, Gatherer, Key, Scratch, Sorted, Table};
+pub use layer::{Layer, LogId};
+pub(crate) use layout::IMAGE_BLOCKS;
+pub use log::{Image, Log, LogFile};
+pub(crate) use logs::Lease;
+pub use logs::Logs;
+pub use merge::{merge, plan};
 pub(crate) use overlay::{Overlay, Watchers};
-pub(crate) use recover::{OpenLayer, log_path, read_log, recover, remove_log};
-pub use view::{Piece, View};
+pub(crate) use recover::{OpenLayer, Saved, recover};
+pub(crate) use scan::Place;
+pub use view::View;
 
 /// Why the journal could not do something.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! The samples of version 1 that every later version must read: the undo log and the catalogue.
+//! The samples that every later version must read: the undo log and the catalogue.
 
 use std::{path::Path, sync::Arc};
 
@@ -10,12 +10,12 @@ use engine::{
     units::{Digest, DiskIndex, Epoch, Seq, StreamId},
 };
 
-use super::{entry::Malformed, *};
+use super::*;
 
 const STREAM: StreamId = StreamId(uuid::Uuid::from_u128(0x1234));
 
 /// Compares with a file that is kept for ever; `HOMEWARD_BLESS=1` writes it where it is missing.
-fn assert_kept(name: &str, bytes: &[u8]) {
+pub(super) fn assert_kept(name: &str, bytes: &[u8]) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name);
     if std::env::var_os("HOMEWARD_BLESS").is_some() && !path.exists() {
         std::fs::write(&path, bytes).unwrap();
@@ -23,7 +23,7 @@ fn assert_kept(name: &str, bytes: &[u8]) {
     assert!(std::fs::read(&path).unwrap() == bytes, "{name} is written differently now");
 }
 
-fn written(storage: &Arc<dyn Storage>, path: &Path) -> Vec<u8> {
+pub(super) fn written(storage: &Arc<dyn Storage>, path: &Path) -> Vec<u8> {
     let file = storage.open(path).unwrap();
     let mut bytes = vec![0; file.len().unwrap() as usize];
     file.read_exact_at(&mut bytes, 0).unwrap();
@@ -34,8 +34,8 @@ fn position(seq: u64) -> Position {
     Position { seq: Seq(seq), epoch: Epoch(7), chain: Digest::of(&seq.to_le_bytes()) }
 }
 
-fn sample_log(storage: &Arc<dyn Storage>, path: &Path) {
-    let mut log = Log::create(storage, path, STREAM, 7).unwrap();
+fn sample_log(storage: &Arc<dyn Storage>, dir: &Path) {
+    let mut log = Log::create(storage, dir, STREAM, LogId::first(7)).unwrap();
     log.push_image(DiskIndex(0), Extent::new(5, 1), &[0xAB; 4096]);
     log.push_image(DiskIndex(1), Extent::new(9, 3), &[0; 3 * 4096]);
     log.push_commit(&position(41));
@@ -46,33 +46,36 @@ fn sample_log(storage: &Arc<dyn Storage>, path: &Path) {
 
 #[test]
 fn an_undo_log_of_version_1_is_still_read_and_written() {
-    let (storage, path): (Arc<dyn Storage>, _) = (Arc::new(SimStorage::new()), Path::new("log"));
-    sample_log(&storage, path);
-    assert_kept("undo-v1.bin", &written(&storage, path));
+    let (storage, dir): (Arc<dyn Storage>, _) = (Arc::new(SimStorage::new()), Path::new(""));
+    sample_log(&storage, dir);
+    assert_kept("undo-v1.bin", &written(&storage, &LogId::first(7).path(dir)));
 
-    let (mut log, mut scan) = Log::open(&storage, path, STREAM, 7).unwrap();
-    log.recover(&mut scan).unwrap();
-    assert_eq!((scan.committed, &scan.damage), (Some(position(42)), &None));
-    let images: Vec<_> = scan.images.iter().map(|image| (image.disk.0, image.extent, image.zeros)).collect();
+    let file = LogFile::open(storage.as_ref(), dir, STREAM, LogId::first(7)).unwrap();
+    let (log, committed) = Log::recover(file).unwrap();
+    assert_eq!(committed, Some(position(42)));
+    let entries = log.file().entries(log.bytes()).unwrap();
+    let images: Vec<_> = entries.filter_map(|found| found.unwrap().image()).collect();
+    let found: Vec<_> = images.iter().map(|image| (image.disk.0, image.extent, image.zeros)).collect();
     let (first, zeros, last) = (Extent::new(5, 1), Extent::new(9, 3), Extent::new(6, 1));
-    assert_eq!(images, [(0, first, false), (1, zeros, true), (0, last, false)]);
-    assert_eq!(log.file().read_image(&scan.images[2]).unwrap(), [0xCD; 4096]);
+    assert_eq!(found, [(0, first, false), (1, zeros, true), (0, last, false)]);
+    assert_eq!(log.file().read_image(&images[2]).unwrap(), [0xCD; 4096]);
 }
 
 #[test]
 fn an_undo_log_of_another_version_is_left_alone() {
-    let (storage, path): (Arc<dyn Storage>, _) = (Arc::new(SimStorage::new()), Path::new("log"));
+    let (storage, dir): (Arc<dyn Storage>, _) = (Arc::new(SimStorage::new()), Path::new(""));
     // Without a commit, a bad header is otherwise what a power cut leaves of a new log.
-    drop(Log::create(&storage, path, STREAM, 7).unwrap());
-    let mut before = written(&storage, path);
+    drop(Log::create(&storage, dir, STREAM, LogId::first(7)).unwrap());
+    let path = LogId::first(7).path(dir);
+    let mut before = written(&storage, &path);
     before[layout::at::VERSION] = 2;
     let crc = crc32fast::hash(&before[..layout::at::CRC]);
     before[layout::at::CRC..].copy_from_slice(&crc.to_le_bytes());
-    storage.open(path).unwrap().write_all_at(&before, 0).unwrap();
-    let (mut log, mut scan) = Log::open(&storage, path, STREAM, 7).unwrap();
-    assert_eq!(scan.damage, Some(Malformed::Version(2)));
-    assert!(matches!(log.recover(&mut scan), Err(JournalError::Version { version: 2, .. })));
-    assert_eq!(written(&storage, path), before);
+    storage.open(&path).unwrap().write_all_at(&before, 0).unwrap();
+    let logs = Logs::new(Arc::clone(&storage), dir, STREAM);
+    let error = logs.open_or_torn(LogId::first(7)).err();
+    assert!(matches!(error, Some(JournalError::Version { version: 2, .. })));
+    assert_eq!(written(&storage, &path), before);
 }
 
 fn sealed(layer: u64) -> Record {
@@ -110,30 +113,114 @@ fn sample_catalogue(storage: &Arc<dyn Storage>, dir: &Path) -> Catalogue {
         sealed(1),
         sealed(2),
         sealed(3),
-        Record::Retired { oldest: 2 },
-        Record::RestoreBegun { to: 2, layer: 5 },
-        Record::RestoreDone { layer: 5, log_bytes: 999 },
+        sealed(4),
+        sealed(5),
+        Record::Dropped { layers: vec![1, 3] },
+        Record::Merged { layer: Layer { first: 3, last: 4, generation: 1, log_bytes: 77 } },
+        Record::Pinned { layer: 2, pinned: true },
+        Record::Pinned { layer: 4, pinned: true },
+        Record::Pinned { layer: 4, pinned: false },
+        Record::RestoreBegun { to: 2, layer: 7 },
+        Record::RestoreAt { mark: Mark { disk: 0, block: 5 } },
+        Record::RestoreDone { layer: 7, log_bytes: 999 },
         Record::UndoBegun,
         Record::UndoDone,
-        Record::RestoreBegun { to: 3, layer: 5 },
+        Record::RestoreBegun { to: 4, layer: 8 },
+        Record::RestoreAt { mark: Mark { disk: 1, block: 9 } },
     ] {
         catalogue.append(record).unwrap();
     }
     catalogue
 }
 
-#[test]
-fn a_catalogue_of_version_1_is_still_read_and_written() {
-    let (storage, dir): (Arc<dyn Storage>, _) = (Arc::new(SimStorage::new()), Path::new(""));
-    let state = sample_catalogue(&storage, dir).state().clone();
-    assert_kept("catalogue-v1.txt", &written(&storage, Path::new("catalogue")));
-
-    assert_eq!(Catalogue::peek(storage.as_ref(), dir).unwrap(), state);
+fn check_sample(state: &State) {
     assert_eq!(state.points.keys().copied().collect::<Vec<_>>(), [2, 3]);
     assert_eq!((state.oldest, state.open, state.opened_at.seq), (2, 4, Seq(30)));
-    let restore = RestoreState { first: 5, layer: 5, to: 3, phase: Phase::Restoring };
-    assert_eq!(state.restore, Some(restore));
-    assert_eq!(state.log_bytes(2), Some(42));
+    assert_eq!(
+        state.layers.values().copied().collect::<Vec<_>>(),
+        [Layer { first: 3, last: 3, generation: 0, log_bytes: 43 }]
+    );
+    let restore = state.restore.unwrap();
+    assert_eq!((restore.to, restore.phase), (3, Phase::Restoring));
+}
+
+#[test]
+fn a_catalogue_of_version_1_is_still_read() {
+    let (storage, dir): (Arc<dyn Storage>, _) = (Arc::new(SimStorage::new()), Path::new(""));
+    let sample = include_bytes!("../../testdata/catalogue-v1.txt");
+    storage.create(Path::new("catalogue")).unwrap().write_all_at(sample, 0).unwrap();
+    let state = Catalogue::peek(storage.as_ref(), dir).unwrap();
+    check_sample(&state);
+    assert_eq!((state.restore.unwrap().first, state.next_layer()), (5, 6));
+    assert_eq!(written(&storage, Path::new("catalogue")), sample, "looking changes nothing");
+
+    // Whoever writes it, writes today's version.
+    drop(Catalogue::open(&storage, dir).unwrap());
+    let text = String::from_utf8(written(&storage, Path::new("catalogue"))).unwrap();
+    assert!(text.contains(r#""version":2"#) && !text.contains("retired"));
+    let rewritten = Catalogue::peek(storage.as_ref(), dir).unwrap();
+    check_sample(&rewritten);
+    assert_eq!(rewritten.restore.unwrap().first, 5);
+}
+
+#[test]
+fn a_catalogue_of_version_2_is_read_and_written() {
+    let (storage, dir): (Arc<dyn Storage>, _) = (Arc::new(SimStorage::new()), Path::new(""));
+    let state = sample_catalogue(&storage, dir).state().clone();
+    assert_kept("catalogue-v2.txt", &written(&storage, Path::new("catalogue")));
+    assert_eq!(Catalogue::peek(storage.as_ref(), dir).unwrap(), state);
+    let layer = |first, last, generation, log_bytes| Layer { first, last, generation, log_bytes };
+    assert_eq!(state.layers.values().copied().collect::<Vec<_>>(), [layer(3, 4, 1, 77), layer(5, 5, 0, 45)]);
+    assert_eq!(state.points.keys().copied().collect::<Vec<_>>(), [2, 4, 5]);
+    assert_eq!((state.pinned.first(), state.open, state.oldest), (Some(&2), 6, 2));
+    let restore = state.restore.unwrap();
+    assert_eq!((restore.first, restore.to, restore.phase), (8, 4, Phase::Restoring));
+    assert_eq!((restore.done, state.next_layer()), (Some(Mark { disk: 1, block: 9 }), 9));
+    assert_eq!(state.costs(), [(2, 77), (4, 45), (5, 0)].into());
+}
+
+/// Written anew, a catalogue says the same: also with layers merged, points pinned, a restore under way or accepted.
+#[test]
+fn a_catalogue_that_is_written_anew_says_the_same() {
+    for accept in [false, true] {
+        let (storage, dir): (Arc<dyn Storage>, _) = (Arc::new(SimStorage::new()), Path::new(""));
+        let mut catalogue = sample_catalogue(&storage, dir);
+        if accept {
+            catalogue.append(Record::RestoreDone { layer: 8, log_bytes: 1 }).unwrap();
+            catalogue.append(Record::Accepted).unwrap();
+        }
+        let before = catalogue.state().clone();
+        catalogue.rewrite().unwrap();
+        assert_eq!(Catalogue::peek(storage.as_ref(), dir).unwrap(), before);
+    }
+}
+
+#[test]
+fn records_that_cannot_be_are_refused() {
+    let (storage, dir): (Arc<dyn Storage>, _) = (Arc::new(SimStorage::new()), Path::new(""));
+    let mut catalogue = sample_catalogue(&storage, dir);
+    catalogue.append(Record::UndoBegun).unwrap();
+    catalogue.append(Record::UndoDone).unwrap();
+    let layer =
+        |first, last, generation| Record::Merged { layer: Layer { first, last, generation, log_bytes: 1 } };
+    for refused in [
+        Record::Dropped { layers: vec![2] },
+        Record::Dropped { layers: vec![5] },
+        Record::Dropped { layers: vec![3] },
+        layer(3, 5, 2),
+        layer(5, 5, 1),
+        Record::Accepted,
+        Record::UndoDone,
+        sealed(7),
+        Record::RestoreBegun { to: 4, layer: 8 },
+        Record::RestoreBegun { to: 3, layer: 9 },
+        Record::Pinned { layer: 3, pinned: true },
+    ] {
+        let error = catalogue.append(refused).unwrap_err().to_string();
+        assert!(error.contains("does not allow"), "{error}");
+    }
+    catalogue.append(sealed(6)).unwrap();
+    assert_eq!(catalogue.state().open, 9, "no number is used twice");
 }
 
 /// A line with its checksum, as some version or somebody's hand may have written it.
@@ -158,10 +245,10 @@ fn a_catalogue_that_is_not_understood_is_left_alone() {
     };
     assert!(open(&good).is_none());
 
-    let newer = line(0, r#"{"record":"created","version":2,"unheard_of":true}"#).repeat(2);
-    assert!(matches!(open(&newer), Some(JournalError::Version { version: 2, .. })));
+    let newer = line(0, r#"{"record":"created","version":3,"unheard_of":true}"#).repeat(2);
+    assert!(matches!(open(&newer), Some(JournalError::Version { version: 3, .. })));
     // Taken for a torn tail, it would be cut off.
-    let unheard_of = good.clone() + &line(10, r#"{"record":"unheard-of"}"#).repeat(2);
+    let unheard_of = good.clone() + &line(18, r#"{"record":"unheard-of"}"#).repeat(2);
     assert!(matches!(open(&unheard_of), Some(JournalError::Damaged { .. })));
     // The number after it would overflow.
     let far = good.clone() + &line(u64::MAX, r#"{"record":"undo-begun"}"#);

@@ -1,98 +1,87 @@
 //! The disks as they were at a point: for every block that changed since, the oldest before-image.
 //!
 //! Layers are read oldest first, and within a layer in the order of time; the first image of a block wins. Blocks
-//! without an image have not changed, and are on the disk as they were.
+//! without an image have not changed, and are on the disk as they were. Memory is bounded, however long the way back.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
-use engine::{
-    extent::Extent,
-    extent_set::ExtentSet,
-    io::Storage,
-    units::{Block, DiskIndex},
-};
+use engine::units::{Block, DiskIndex};
 
-use super::{Image, JournalError, State, log::LogFile, overlay::Found, recover::read_log};
+use super::{Cursor, Gatherer, JournalError, Key, Lease, Logs, Piece, Sorted, State};
 
-/// A run of blocks and where its bytes of that point are.
-#[derive(Clone, Copy, Debug)]
-pub struct Piece {
-    /// Which blocks.
-    pub extent: Extent,
-    log: u32,
-    image: Image,
-}
-
-/// Where the changed blocks of each disk were at a point.
+/// Where the changed blocks of each disk were at a point. While it lives, the logs stay that it needs.
 pub struct View {
-    logs: Vec<Arc<LogFile>>,
-    /// By disk, in order of blocks.
-    pieces: Vec<Vec<Piece>>,
+    logs: Arc<Logs>,
+    sorted: Sorted,
+    _lease: Lease,
 }
 
 impl View {
     /// The disks at the end of layer `to`, from the logs of all later layers.
-    pub fn at(storage: &Arc<dyn Storage>, dir: &Path, state: &State, to: u64) -> Result<Self, JournalError> {
+    pub fn at(logs: &Arc<Logs>, state: &State, to: u64) -> Result<Self, JournalError> {
+        Self::between(logs, state, to, state.newest_layer())
+    }
+
+    /// What leads from the end of layer `from` back to the end of layer `to`.
+    pub fn between(logs: &Arc<Logs>, state: &State, to: u64, from: u64) -> Result<Self, JournalError> {
         if to < state.oldest {
             let oldest = state.oldest;
             return Err(JournalError::Refused(format!("layer {to} is older than the oldest kept, {oldest}")));
         }
-        let disks = state.stream.disks.len();
-        let mut view = Self { logs: Vec::new(), pieces: vec![Vec::new(); disks] };
-        let mut claimed = vec![ExtentSet::new(); disks];
-        for layer in to + 1..=state.newest_layer() {
-            let Some((log, scan)) = read_log(storage, dir, state, layer)? else { continue };
-            let number = view.logs.len() as u32;
-            for image in scan.images {
-                let disk = usize::from(image.disk.0);
-                let Some(claimed) = claimed.get_mut(disk) else { continue };
-                let extent = image.extent;
-                for gap in claimed.gaps(extent.start, extent.end()) {
-                    view.pieces[disk].push(Piece { extent: gap, log: number, image });
-                }
-                claimed.insert_extent(extent);
-            }
-            view.logs.push(Arc::clone(log.file()));
+        if state.boundary(to) != to {
+            let what = format!("layer {to} is no point any more: it was merged with what follows");
+            return Err(JournalError::Refused(what));
         }
-        view.pieces.iter_mut().for_each(|pieces| pieces.sort_unstable_by_key(|piece| piece.extent));
-        Ok(view)
+        let lease = logs.lease();
+        let mut gatherer = Gatherer::new(&logs.scratch, &logs.bounds);
+        for layer in state.layers.values().filter(|layer| layer.first > to && layer.last <= from) {
+            logs.gather(layer, &mut gatherer)?;
+        }
+        for (id, bytes) in state.unlayered() {
+            if id.layer > to && id.layer <= from {
+                logs.gather_log(id, bytes, &mut gatherer)?;
+            }
+        }
+        Ok(Self { logs: Arc::clone(logs), sorted: gatherer.finish()?, _lease: lease })
     }
 
-    /// Runs of `disk` that differ from the newest state, or may, in order.
-    #[must_use]
-    pub fn pieces(&self, disk: DiskIndex) -> &[Piece] {
-        self.pieces.get(usize::from(disk.0)).map_or(&[], Vec::as_slice)
+    /// Runs that differ from the newest state, or may, in order of place.
+    pub fn pieces(&self) -> impl Iterator<Item = Result<Piece, JournalError>> {
+        let mut cursor = self.sorted.cursor();
+        std::iter::from_fn(move || cursor.next().transpose())
+    }
+
+    /// The same, from a place on.
+    pub(crate) fn pieces_from(&self, key: Key) -> Result<Cursor, JournalError> {
+        self.sorted.from(key)
     }
 
     /// Bytes of all such runs of all disks.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.pieces.iter().flatten().map(|piece| piece.extent.bytes()).sum()
+        self.sorted.bytes()
     }
 
-    /// Reads every piece once, to find damage before it is in the way. The error names the place.
-    pub fn check(&self) -> Result<(), JournalError> {
-        self.pieces.iter().flatten().try_for_each(|piece| self.read(piece).map(drop))
+    /// Number of them.
+    #[must_use]
+    pub fn runs(&self) -> u64 {
+        self.sorted.records()
     }
 
     /// The bytes of a piece at the point, checked.
     pub fn read(&self, piece: &Piece) -> Result<Vec<u8>, JournalError> {
-        self.found(piece, piece.extent).read()
+        let mut bytes = vec![0; piece.extent.bytes() as usize];
+        self.logs.read_into(piece, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The same, into `bytes`, which are as many.
+    pub(crate) fn read_into(&self, piece: &Piece, bytes: &mut [u8]) -> Result<(), JournalError> {
+        self.logs.read_into(piece, bytes)
     }
 
     /// What of the blocks `start..end` has changed since the point, in order.
-    pub(crate) fn find(&self, disk: DiskIndex, start: Block, end: Block) -> Vec<Found> {
-        let pieces = self.pieces(disk);
-        let first = pieces.partition_point(|piece| piece.extent.end() <= start);
-        let within = pieces[first..].iter().take_while(|piece| piece.extent.start < end);
-        let cut = within.map(|piece| {
-            let (from, to) = (piece.extent.start.max(start), piece.extent.end().min(end));
-            self.found(piece, Extent { start: from, blocks: (to.0 - from.0) as u32 })
-        });
-        cut.collect()
-    }
-
-    fn found(&self, piece: &Piece, extent: Extent) -> Found {
-        Found::new(extent, piece.image, Arc::clone(&self.logs[piece.log as usize]))
+    pub(crate) fn find(&self, disk: DiskIndex, start: Block, end: Block) -> Result<Vec<Piece>, JournalError> {
+        self.sorted.find(disk, start, end)
     }
 }

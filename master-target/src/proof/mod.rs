@@ -49,7 +49,12 @@ impl Proof {
     #[must_use]
     pub fn new(replica: &Replica) -> Self {
         run::sweep(replica);
-        Self { run: None, last: None, verdicts: Verdicts::open(&replica.storage, &replica.dir), scrub: None }
+        Self {
+            run: None,
+            last: None,
+            verdicts: Verdicts::open(replica.storage(), replica.dir()),
+            scrub: None,
+        }
     }
 
     /// From now on, disks and journal are read again as `plan` says.
@@ -212,12 +217,12 @@ impl Proof {
 
 /// Where the certificate of a point is kept.
 fn certificate_path(replica: &Replica, point: PointId) -> PathBuf {
-    replica.dir.join(format!("certificate-{point}.json"))
+    replica.dir().join(format!("certificate-{point}.json"))
 }
 
 /// Keeps a certificate, and none of points that are gone.
 fn keep(replica: &Replica, certificate: &Certificate) -> Result<(), JournalError> {
-    let (storage, dir) = (replica.storage.as_ref(), &replica.dir);
+    let (storage, dir) = (replica.storage().as_ref(), replica.dir());
     for name in storage.list(dir).map_err(JournalError::io("list", dir))? {
         let point = name.strip_prefix("certificate-").and_then(|rest| rest.strip_suffix(".json"));
         let id = point.and_then(|point| point.parse().ok()).map(PointId);
@@ -227,7 +232,7 @@ fn keep(replica: &Replica, certificate: &Certificate) -> Result<(), JournalError
         }
     }
     let path = certificate_path(replica, certificate.statement.point);
-    write_file_atomically(replica.storage.as_ref(), &path, certificate.to_json().as_bytes())
+    write_file_atomically(replica.storage().as_ref(), &path, certificate.to_json().as_bytes())
         .map_err(JournalError::io("write", &path))
 }
 
@@ -235,10 +240,10 @@ fn keep(replica: &Replica, certificate: &Certificate) -> Result<(), JournalError
 fn kept_certificate(replica: &Replica, point: PointId) -> Result<Option<Certificate>, JournalError> {
     let path = certificate_path(replica, point);
     let failed = JournalError::io("read", &path);
-    if !replica.storage.exists(&path).map_err(&failed)? {
+    if !replica.storage().exists(&path).map_err(&failed)? {
         return Ok(None);
     }
-    let file = replica.storage.open(&path).map_err(&failed)?;
+    let file = replica.storage().open(&path).map_err(&failed)?;
     let mut bytes = vec![0; file.len().map_err(&failed)? as usize];
     file.read_exact_at(&mut bytes, 0).map_err(&failed)?;
     let text = String::from_utf8_lossy(&bytes);

@@ -86,8 +86,8 @@ impl Run {
             let stream = replica.state().stream.id;
             let header =
                 Header { stream, disk: index, bytes: disk.bytes, layer: point.layer, is_whole: true };
-            let path = replica.dir.join(format!("verify-{:02}", index.0));
-            let digests = DigestFile::create(&replica.storage, &path, header)?;
+            let path = replica.dir().join(format!("verify-{:02}", index.0));
+            let digests = DigestFile::create(replica.storage(), &path, header)?;
             disks.push(DiskRun::new(index, &disk.name, disk.bytes, changed, digests));
         }
         replica.observe(true);
@@ -112,8 +112,8 @@ impl Run {
         replica.observe(false);
         replica.flush_digests();
         for disk in 0..self.disks.len() {
-            let path = replica.dir.join(format!("verify-{disk:02}"));
-            if let Err(error) = replica.storage.remove(&path) {
+            let path = replica.dir().join(format!("verify-{disk:02}"));
+            if let Err(error) = replica.storage().remove(&path) {
                 tracing::warn!(file = %path.display(), %error, "cannot remove a file that is not needed any more");
             }
         }
@@ -348,10 +348,10 @@ fn refused(reason: String) -> ReplicaError {
 /// Removes what a verification left that a crash ended.
 pub(super) fn sweep(replica: &Replica) {
     for disk in 0..replica.targets.len() {
-        let path = replica.dir.join(format!("verify-{disk:02}"));
-        if replica.storage.exists(&path).unwrap_or(false) {
+        let path = replica.dir().join(format!("verify-{disk:02}"));
+        if replica.storage().exists(&path).unwrap_or(false) {
             // If it stays, the next verification writes it anew.
-            let _ = replica.storage.remove(&path);
+            let _ = replica.storage().remove(&path);
         }
     }
 }

@@ -220,7 +220,7 @@ impl Scrub {
         }
         let Some(next) = replica.next_closed_layer(layer) else { return (0, None) };
         let check = match replica.check_layer(next) {
-            Ok(check) => Some(Box::new(check)),
+            Ok(check) => check.map(Box::new),
             Err(error) => {
                 self.report_journal(replica, error, wall);
                 None
@@ -234,7 +234,7 @@ impl Scrub {
             JournalError::Damaged { path, at, .. } => (path.clone(), *at),
             JournalError::Missing { path } | JournalError::Io { path, .. } => (path.clone(), 0),
             JournalError::NoSpace { path } | JournalError::Version { path, .. } => (path.clone(), 0),
-            JournalError::Refused(_) => (replica.dir.clone(), 0),
+            JournalError::Refused(_) => (replica.dir().to_owned(), 0),
         };
         let (file, what) = (file.display().to_string(), error.to_string());
         self.report(Finding { file, offset, bytes: 0, disk: None, what, found_at: wall });

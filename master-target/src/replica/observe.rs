@@ -158,9 +158,9 @@ impl Replica {
         if layer < state.oldest {
             return Ok(false);
         }
-        let view = View::at(&self.storage, &self.dir, state, layer)?;
-        for disk in (0..self.targets.len() as u16).map(DiskIndex) {
-            view.pieces(disk).iter().for_each(|piece| each(disk, piece.extent));
+        for piece in View::at(&self.logs, state, state.boundary(layer))?.pieces() {
+            let piece = piece?;
+            each(piece.disk(), piece.extent);
         }
         Ok(true)
     }

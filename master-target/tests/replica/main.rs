@@ -4,8 +4,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod merging;
 mod open_images;
 mod scenario;
+mod space;
 
 use std::sync::Arc;
 
@@ -14,7 +16,7 @@ use engine::{
     io::sim::{Fault, SimOp, SimStorage},
 };
 use jiff::Timestamp;
-use master_target::{home::Home, replica::Replica};
+use master_target::{home::Home, replica::Replica, retention::Policy};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use scenario::{Source, check_points, home as make_home, images, stream};
 
@@ -316,10 +318,11 @@ fn the_oldest_points_are_retired_and_the_others_stay_exact() {
         let home = make_home(&storage);
         let mut source = Source::new(seed);
         let mut replica = admit(&home);
+        let policy = Policy { points: 4, bytes: 200 << 10, ..Policy::everything() };
         for _ in 0..40 {
             let frame = source.next();
             apply(&mut replica, &[frame]);
-            replica.retire(4, 200 << 10).unwrap();
+            replica.retire(&policy, Timestamp::UNIX_EPOCH).unwrap();
         }
         let kept: Vec<_> = replica.state().points.values().map(|point| point.point.id).collect();
         assert!(kept.len() <= 4);

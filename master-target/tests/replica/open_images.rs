@@ -11,7 +11,7 @@ use engine::{
     units::DiskIndex,
 };
 use jiff::Timestamp;
-use master_target::image::PointImage;
+use master_target::{image::PointImage, retention::Policy};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
@@ -46,6 +46,7 @@ fn an_open_image_stays_exact_while_the_replica_goes_on() {
         let mut source = Source::new(seed);
         let mut rng = StdRng::seed_from_u64(seed);
         let mut replica = admit(&make_home(&storage));
+        let policy = Policy { points: 6, ..Policy::everything() };
         let mut open: Vec<(PointImage, Images)> = Vec::new();
         for _ in 0..40 {
             let frames: Vec<Frame> = (0..rng.random_range(1..6)).map(|_| source.next()).collect();
@@ -65,7 +66,11 @@ fn an_open_image_stays_exact_while_the_replica_goes_on() {
                     _ => {}
                 }
             }
-            replica.retire(6, u64::MAX).unwrap();
+            replica.retire(&policy, Timestamp::UNIX_EPOCH).unwrap();
+            if let Some(task) = replica.task() {
+                let done = task.run(&mut |_| true).unwrap();
+                replica.finish_task(done).unwrap();
+            }
             open.iter().for_each(|(image, expected)| check(image, expected, &mut rng));
             if open.len() > 4 {
                 open.swap_remove(rng.random_range(0..open.len()));
@@ -75,7 +80,7 @@ fn an_open_image_stays_exact_while_the_replica_goes_on() {
         drop(replica);
         if let Some((image, _)) = last {
             let error = image.read_at(DiskIndex(0), 0, &mut [0; 512]).unwrap_err().to_string();
-            assert!(error.contains("open it again"), "{error}");
+            assert!(error.contains("open the point again"), "{error}");
         }
     }
 }

@@ -4,32 +4,40 @@
 //! the blocks in place → synced; the position → synced; only then is it acknowledged. A seal is the last frame of
 //! its batch. It knows files and disks only through traits, and nothing of connections.
 
+mod batch;
+mod error;
 mod observe;
 mod recheck;
+mod upkeep;
+mod write;
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use engine::{
     extent::Extent,
     extent_set::ExtentSet,
     frame::{Content, Frame, FrameError, Opened, Payload, Position},
-    io::{AlignedBuf, Device, Op, Storage, read_exact_at},
+    io::{AlignedBuf, Device, Storage, read_exact_at},
     limits,
     point::Point,
-    units::{BLOCK_BYTES, Block, Digest, DiskIndex},
+    units::{BLOCK_BYTES, Block, Digest, DiskIndex, blocks_in},
 };
 use jiff::Timestamp;
 
-use self::observe::Observer;
-pub(crate) use self::{observe::Observed, recheck::LayerCheck};
+use self::{batch::Batch, observe::Observer};
+pub use self::{
+    error::ReplicaError,
+    upkeep::{Task, TaskDone},
+};
+pub(crate) use self::{
+    error::disk_error,
+    observe::Observed,
+    recheck::LayerCheck,
+    write::{read_extents, save_images, write_extents},
+};
 use crate::digests::Digests;
 use crate::journal::{
-    self, Catalogue, ENTRY_BLOCKS, Image, JournalError, Log, OpenLayer, Record, SealedPoint, State, Watchers,
-    log_path,
+    self, Catalogue, Log, LogId, Logs, OpenLayer, Record, Saved, SealedPoint, State, Watchers,
 };
 
 /// A disk at home.
@@ -42,67 +50,9 @@ pub struct Target {
     pub thin: bool,
 }
 
-/// Why a batch, restore or point did not work out. Nothing wrong was acknowledged.
-#[derive(Debug, thiserror::Error)]
-pub enum ReplicaError {
-    /// From the journal.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// A frame that must not be applied.
-    #[error("refused a frame: {0}")]
-    Frame(#[from] FrameError),
-    /// A frame that names blocks or disks that are not there.
-    #[error("refused {frame}: {what}")]
-    OutOfPlace {
-        /// Which frame.
-        frame: engine::units::Seq,
-        /// What is wrong with it.
-        what: String,
-    },
-    /// A disk said no.
-    #[error("cannot {action} {disk} at byte {offset}: {source}")]
-    Disk {
-        /// What was tried.
-        action: &'static str,
-        /// On which device.
-        disk: String,
-        /// Where.
-        offset: u64,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// No room on the datastore; goes on when there is some.
-    #[error("no space left on the datastore for {disk}: free some, replication then goes on by itself")]
-    NoSpace {
-        /// Which disk.
-        disk: String,
-    },
-}
-
-impl ReplicaError {
-    /// Whether it goes away when somebody frees space.
-    #[must_use]
-    pub fn is_no_space(&self) -> bool {
-        matches!(self, Self::NoSpace { .. } | Self::Journal(JournalError::NoSpace { .. }))
-    }
-
-    /// Whether the peer sent something that must not be applied.
-    #[must_use]
-    pub fn is_peers_fault(&self) -> bool {
-        matches!(self, Self::Frame(_) | Self::OutOfPlace { .. })
-    }
-}
-
-/// Runs that a layer may remember as saved. Beyond it they are forgotten, and saved again: harmless.
-const SAVED_RUNS: usize = 1 << 20;
-
-/// Before-images that are in memory at once.
-const IMAGE_BYTES: u64 = 4 << 20;
-
 /// One stream's disks and journal.
 pub struct Replica {
-    pub(crate) storage: Arc<dyn Storage>,
-    pub(crate) dir: PathBuf,
+    pub(crate) logs: Arc<Logs>,
     pub(crate) catalogue: Catalogue,
     pub(crate) targets: Vec<Target>,
     /// Images that are open, to be told of what is saved.
@@ -112,17 +62,29 @@ pub struct Replica {
     observer: Observer,
     open: OpenLayer,
     position: Position,
+    /// Closed layers that are known to have an index, or to be too small for one.
+    indexed: BTreeSet<LogId>,
 }
 
 impl Replica {
     /// Opens the journal in `dir` of `storage` and recovers it. `targets` are the disks in the stream's order.
     pub fn open(storage: Arc<dyn Storage>, dir: &Path, targets: Vec<Target>) -> Result<Self, ReplicaError> {
+        Self::open_bounded(storage, dir, targets, journal::Bounds::default())
+    }
+
+    /// As [`Self::open`], with other bounds on what sorting before-images takes.
+    pub fn open_bounded(
+        storage: Arc<dyn Storage>,
+        dir: &Path,
+        targets: Vec<Target>,
+        bounds: journal::Bounds,
+    ) -> Result<Self, ReplicaError> {
         let catalogue = Catalogue::open(&storage, dir)?;
-        let (open, position) = journal::recover(&storage, dir, &catalogue)?;
         let digests = observe::open_digests(&storage, dir, catalogue.state(), &targets);
+        let logs = Logs::with_bounds(storage, dir, catalogue.stream(), bounds);
+        let (open, position) = journal::recover(&logs, &catalogue)?;
         let mut replica = Self {
-            storage,
-            dir: dir.to_owned(),
+            logs,
             catalogue,
             targets,
             watchers: Watchers::default(),
@@ -130,10 +92,21 @@ impl Replica {
             observer: Observer::default(),
             open,
             position,
+            indexed: BTreeSet::new(),
         };
         replica.finish_restore()?;
         replica.void_digests()?;
         Ok(replica)
+    }
+
+    /// Where the journal is.
+    pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
+        &self.logs.storage
+    }
+
+    /// The stream's folder there.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.logs.dir
     }
 
     /// Everything up to here is durable on the disks.
@@ -151,10 +124,8 @@ impl Replica {
     /// Bytes of undo logs that are kept, the open one included.
     #[must_use]
     pub fn journal_bytes(&self) -> u64 {
-        let state = self.state();
-        let logs = state.points.values().filter(|p| p.layer > state.oldest).map(|p| p.log_bytes);
         let open = self.open.log.as_ref().map_or(0, Log::bytes);
-        logs.fold(open, u64::saturating_add)
+        self.state().layer_bytes().saturating_add(open)
     }
 
     /// Opens frames: decompresses them and checks that they continue the stream after `after`.
@@ -224,7 +195,7 @@ impl Replica {
             return out_of_place(format!("the VM has no {disk}"));
         };
         for (extent, payload) in content.extents() {
-            if extent.end().0 > engine::units::blocks_in(target.bytes) {
+            if extent.end().0 > blocks_in(target.bytes) {
                 return out_of_place(format!("{extent} lie beyond the end of {disk}"));
             }
             if let Payload::Copy { disk: from_disk, from, .. } = payload {
@@ -281,7 +252,7 @@ impl Replica {
     fn save(&mut self, touched: &[ExtentSet]) -> Result<(), ReplicaError> {
         self.open_log()?;
         // The first layer fills new disks: there is nothing before it to go back to.
-        if self.catalogue.state().open == 1 {
+        if self.catalogue.state().points.is_empty() {
             return Ok(());
         }
         let OpenLayer { log: Some(log), saved } = &mut self.open else { return Ok(()) };
@@ -330,8 +301,8 @@ impl Replica {
 
     fn open_log(&mut self) -> Result<(), ReplicaError> {
         if self.open.log.is_none() {
-            let (stream, layer) = (self.catalogue.stream(), self.catalogue.state().open);
-            self.open.log = Some(Log::create(&self.storage, &log_path(&self.dir, layer), stream, layer)?);
+            let id = LogId::first(self.catalogue.state().open);
+            self.open.log = Some(self.logs.create(id)?);
         }
         Ok(())
     }
@@ -364,190 +335,20 @@ impl Replica {
             sealed_at: now,
             chain: position.chain,
         };
+        let is_first = self.catalogue.state().points.is_empty();
         self.catalogue.append(Record::Sealed { point: sealed.clone(), position })?;
-        self.open = OpenLayer { log: None, saved: vec![ExtentSet::new(); self.targets.len()] };
+        if is_first {
+            // Nothing leads further back than to the first point.
+            self.logs.remove([LogId::first(sealed.layer)]);
+        }
+        self.open = OpenLayer { log: None, saved: Saved::none(self.targets.len()) };
         self.position = position;
         self.observer.note(|| Observed::Sealed(Box::new(sealed.clone())));
         Ok(sealed)
     }
 
-    /// Drops the oldest points until at most `keep` are left and logs take at most `bytes`; at least one stays.
-    pub fn retire(&mut self, keep: usize, bytes: u64) -> Result<(), ReplicaError> {
-        while self.state().restore.is_none()
-            && self.state().points.len() > 1
-            && (self.state().points.len() > keep || self.journal_bytes() > bytes)
-        {
-            let next = self.state().points.keys().nth(1).copied();
-            let Some(oldest) = next else { break };
-            let before = self.state().oldest;
-            self.catalogue.append(Record::Retired { oldest })?;
-            for layer in before.max(1)..=oldest {
-                journal::remove_log(&self.storage, &self.dir, layer)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Frames that become durable together. They may be applied again after a failure, so none may copy from what
-/// another of them overwrites.
-struct Batch<'a> {
-    contents: Vec<(DiskIndex, &'a Content)>,
-    written: Vec<ExtentSet>,
-    copied: Vec<ExtentSet>,
-    /// The position after the last of them.
-    position: Option<Position>,
-}
-
-impl<'a> Batch<'a> {
-    fn new(disks: usize) -> Self {
-        let none = vec![ExtentSet::new(); disks];
-        Self { contents: Vec::new(), written: none.clone(), copied: none, position: None }
-    }
-
-    /// Whether the batch must be durable before a frame with this content.
-    fn must_come_before(&self, disk: DiskIndex, content: &Content) -> bool {
-        content.extents().any(|(extent, payload)| {
-            let copies_written = source(extent, payload).is_some_and(|(from_disk, from)| {
-                self.written[usize::from(from_disk.0)].intersects(from.start, from.end())
-            });
-            copies_written || self.copied[usize::from(disk.0)].intersects(extent.start, extent.end())
-        })
-    }
-
-    fn push(&mut self, disk: DiskIndex, content: &'a Content, position: Position) {
-        for (extent, payload) in content.extents() {
-            self.written[usize::from(disk.0)].insert_extent(extent);
-            if let Some((from_disk, from)) = source(extent, payload) {
-                self.copied[usize::from(from_disk.0)].insert_extent(from);
-            }
-        }
-        self.contents.push((disk, content));
-        self.position = Some(position);
-    }
-}
-
-/// What an extent copies from.
-fn source(extent: Extent, payload: Payload<'_>) -> Option<(DiskIndex, Extent)> {
-    match payload {
-        Payload::Copy { disk, from, .. } => Some((disk, Extent { start: from, blocks: extent.blocks })),
-        Payload::Data(_) | Payload::Zero => None,
-    }
-}
-
-/// Appends images of what `touched` holds and `saved` does not, syncs, adds it to `saved` and tells `watchers`.
-pub(crate) fn save_images(
-    log: &mut Log,
-    targets: &[Target],
-    touched: &[ExtentSet],
-    saved: &mut [ExtentSet],
-    watchers: &Watchers,
-) -> Result<(), ReplicaError> {
-    let mark = log.mark();
-    let mut missing = Vec::new();
-    for (at, touched) in touched.iter().enumerate() {
-        for extent in touched.extents() {
-            let gaps = saved[at].gaps(extent.start, extent.end());
-            missing
-                .extend(gaps.into_iter().flat_map(|gap| gap.pieces(ENTRY_BLOCKS)).map(|piece| (at, piece)));
-        }
-    }
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let read_and_append = |log: &mut Log| -> Result<Vec<Image>, ReplicaError> {
-        let mut appended = Vec::with_capacity(missing.len());
-        for chunk in chunks(&missing) {
-            let target = &targets[chunk[0].0];
-            let mut ops = chunk.iter().enumerate().map(|(index, (_, extent))| {
-                Op::read(extent.offset(), extent.bytes_within(target.bytes) as usize, index as u64)
-            });
-            let mut result = Ok(());
-            let mut images: Vec<Vec<u8>> = vec![Vec::new(); chunk.len()];
-            target.device.run(&mut ops, &mut |op, outcome| match outcome {
-                Ok(()) => images[op.tag as usize] = op.buf.to_vec(),
-                Err(error) => result = Err(disk_error("read", target, op.offset, error)),
-            });
-            result?;
-            for ((disk, extent), mut image) in chunk.iter().zip(images) {
-                // The end of a disk may lie within a block.
-                image.resize(extent.bytes() as usize, 0);
-                appended.push(log.push_image(DiskIndex(*disk as u16), *extent, &image));
-            }
-            log.flush()?;
-        }
-        log.sync()?;
-        Ok(appended)
-    };
-    match read_and_append(log) {
-        Ok(images) => watchers.saved(&images, log.file()),
-        Err(error) => {
-            log.give_back(mark)?;
-            return Err(error);
-        }
-    }
-    for (at, extent) in missing {
-        if saved[at].runs() >= SAVED_RUNS {
-            saved[at] = ExtentSet::new();
-        }
-        saved[at].insert_extent(extent);
-    }
-    Ok(())
-}
-
-/// Cuts `pieces` into runs on one disk of at most [`IMAGE_BYTES`].
-fn chunks(pieces: &[(usize, Extent)]) -> impl Iterator<Item = &[(usize, Extent)]> {
-    let mut bytes = 0;
-    pieces.chunk_by(move |before, next| {
-        bytes += before.1.bytes();
-        let together = before.0 == next.0 && bytes + next.1.bytes() <= IMAGE_BYTES;
-        if !together {
-            bytes = 0;
-        }
-        together
-    })
-}
-
-/// Writes extents that do not overlap: bytes of whole blocks, or `None` for zeros. Not durable before a sync.
-pub(crate) fn write_extents<'a>(
-    target: &Target,
-    extents: impl Iterator<Item = (Extent, Option<&'a [u8]>)>,
-) -> Result<(), ReplicaError> {
-    const PIECE: u32 = (limits::IO_BYTES as u64 / BLOCK_BYTES) as u32;
-    let mut ops = extents.flat_map(|(extent, bytes)| {
-        // A hole may be made in one go; bytes are copied into buffers a piece at a time.
-        let piece = if bytes.is_none() && target.thin { extent.blocks } else { PIECE };
-        extent.pieces(piece).map(move |piece| {
-            let (offset, len) = (piece.offset(), piece.bytes_within(target.bytes));
-            match bytes {
-                Some(bytes) => {
-                    let from = (offset - extent.offset()) as usize;
-                    Op::write(offset, AlignedBuf::copy_of(&bytes[from..][..len as usize]), 0)
-                }
-                None if target.thin => Op::zero(offset, len, 0),
-                None => Op::write(offset, AlignedBuf::zeroed(len as usize), 0),
-            }
-        })
-    });
-    let mut result = Ok(());
-    target.device.run(&mut ops, &mut |op, outcome| {
-        if let Err(error) = outcome {
-            result = Err(disk_error("write", target, op.offset, error));
-        }
-    });
-    result
-}
-
-/// An I/O error with its place; running out of space is its own kind.
-pub(crate) fn disk_error(
-    action: &'static str,
-    target: &Target,
-    offset: u64,
-    source: io::Error,
-) -> ReplicaError {
-    let disk = target.device.name().to_owned();
-    match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ReplicaError::NoSpace { disk },
-        _ => ReplicaError::Disk { action, disk, offset, source },
+    /// After the open layer's log has gone with everything newer than the disks.
+    pub(crate) fn forget_open_layer(&mut self) {
+        self.open = OpenLayer { log: None, saved: Saved::none(self.targets.len()) };
     }
 }
