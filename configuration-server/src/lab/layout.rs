@@ -11,9 +11,11 @@
 use std::{
     collections::BTreeSet,
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
 
 use super::error::LabError;
 
@@ -89,7 +91,7 @@ impl Ports {
         for _ in 0..1000 {
             let port = rand::random_range(FIRST_PORT..end);
             let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-            if TcpListener::bind(addr).is_ok() && self.0.insert(port) {
+            if is_free(addr) && self.0.insert(port) {
                 return Ok(addr);
             }
         }
@@ -97,8 +99,23 @@ impl Ports {
     }
 }
 
+/// Whether a service could listen there. It is bound to and not listened on: a process that another thread forks just
+/// now has a copy of the socket until it runs its program, and a copy that listened would be in the service's way.
+fn is_free(addr: SocketAddr) -> bool {
+    let probe = || {
+        let kind = SocketType::STREAM;
+        let socket = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None)?;
+        // As services do it: two may be bound to one port while neither listens.
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        bind(&socket, &addr)
+    };
+    probe().is_ok()
+}
+
 #[cfg(test)]
 mod tests {
+    use std::{net::TcpListener, process::Command};
+
     use super::*;
 
     #[test]
@@ -106,6 +123,19 @@ mod tests {
         let mut ports = Ports::default();
         let taken: Vec<_> = (0..20).map(|_| TcpListener::bind(ports.next().unwrap()).unwrap()).collect();
         assert_eq!(ports.0.len(), taken.len());
+        assert!(taken.iter().all(|listener| !is_free(listener.local_addr().unwrap())));
+    }
+
+    /// Children have copies of all sockets for a moment: none of them is in the way.
+    #[test]
+    fn ports_are_free_while_processes_are_started() {
+        std::thread::scope(|scope| {
+            let starting =
+                scope.spawn(|| (0..200).for_each(|_| drop(Command::new("true").output().unwrap())));
+            while !starting.is_finished() {
+                drop(TcpListener::bind(Ports::default().next().unwrap()).unwrap());
+            }
+        });
     }
 
     #[test]
