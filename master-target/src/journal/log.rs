@@ -97,6 +97,15 @@ impl LogFile {
         Ok(())
     }
 
+    /// Of a log that is closed: it must be as long as it was then.
+    pub(super) fn check_len(&self, bytes: u64) -> Result<(), JournalError> {
+        if self.len()? == bytes {
+            return Ok(());
+        }
+        let what = Malformed::Nonsense("the log is not as long as it was when it was closed");
+        Err(JournalError::unusable(&self.path, bytes, what))
+    }
+
     pub(super) fn len(&self) -> Result<u64, JournalError> {
         self.file.len().map_err(JournalError::io("measure", &self.path))
     }

@@ -15,7 +15,6 @@ use engine::{io::Storage, units::StreamId};
 
 use super::{
     Bounds, Gatherer, JournalError, Piece, Scratch, Sorted, State,
-    entry::Malformed,
     layer::{Layer, LogId},
     layout::HEADER,
     log::{Log, LogFile},
@@ -163,18 +162,20 @@ impl Logs {
         gather_entries(self.open_whole(id, bytes)?.as_ref(), bytes, into)
     }
 
-    /// Opens the log of a closed layer.
-    pub(crate) fn open_closed(&self, layer: &Layer) -> Result<Arc<LogFile>, JournalError> {
-        self.open_whole(layer.log(), layer.log_bytes)
+    /// Opens the log of a closed layer and checks its header, also if it is open already.
+    pub(crate) fn open_anew(&self, layer: &Layer) -> Result<LogFile, JournalError> {
+        if !self.exists(layer.log())? {
+            return Err(JournalError::Missing { path: layer.log().path(&self.dir) });
+        }
+        let log = LogFile::open(self.storage.as_ref(), &self.dir, self.stream, layer.log())?;
+        log.check_len(layer.log_bytes)?;
+        Ok(log)
     }
 
     /// Opens a log that must be `bytes` long.
     fn open_whole(&self, id: LogId, bytes: u64) -> Result<Arc<LogFile>, JournalError> {
         let log = self.open(id)?;
-        if log.len()? != bytes {
-            let what = Malformed::Nonsense("the log is not as long as it was when it was closed");
-            return Err(JournalError::unusable(&log.path, bytes, what));
-        }
+        log.check_len(bytes)?;
         Ok(log)
     }
 

@@ -1,13 +1,11 @@
 //! Closed layers read again, a little at a time, to find out whether their logs are still what was written.
 
-use std::sync::Arc;
-
 use super::Replica;
 use crate::journal::{JournalError, LogFile, Place};
 
 /// A log whose images are being read.
 pub(crate) struct LayerCheck {
-    log: Arc<LogFile>,
+    log: LogFile,
     at: Place,
     bytes: u64,
 }
@@ -21,7 +19,7 @@ impl Replica {
     /// Begins with the log of a layer: reads its header. One that was merged meanwhile has nothing to check.
     pub(crate) fn check_layer(&self, layer: u64) -> Result<Option<LayerCheck>, JournalError> {
         let Some(layer) = self.state().layers.get(&layer) else { return Ok(None) };
-        let log = self.logs.open_closed(layer)?;
+        let log = self.logs.open_anew(layer)?;
         Ok(Some(LayerCheck { log, at: Place::START, bytes: layer.log_bytes }))
     }
 }
