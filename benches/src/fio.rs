@@ -73,13 +73,24 @@ impl Drop for Load {
 
 /// Fills the first `bytes` bytes of `file`, so that what is measured later only overwrites.
 pub fn fill(file: &Path, bytes: u64, stop: &Shutdown) -> anyhow::Result<()> {
+    write_sequentially(file, bytes, stop).map(drop)
+}
+
+/// Bytes per second at which a new file in `dir` is written from start to end and synced; the file goes.
+pub fn sequential_writes(dir: &Path, bytes: u64, stop: &Shutdown) -> anyhow::Result<f64> {
+    let file = tempfile::NamedTempFile::new_in(dir)?;
+    let report: serde_json::Value = serde_json::from_str(&write_sequentially(file.path(), bytes, stop)?)?;
+    report["jobs"][0]["write"]["bw_bytes"].as_f64().context("fio's report lacks a figure")
+}
+
+fn write_sequentially(file: &Path, bytes: u64, stop: &Shutdown) -> anyhow::Result<String> {
     let sequential =
         ["--rw=write", "--bs=1m", "--direct=1", "--ioengine=libaio", "--iodepth=8", "--end_fsync=1"];
-    Tool::new("fio")
+    let done = Tool::new("fio")
         .args(["--name=fill".to_owned(), format!("--filename={}", file.display()), format!("--size={bytes}")])
         .args(["--thread", "--output-format=json"])
         .args(sequential)
         .until(stop)
         .run()?;
-    Ok(())
+    Ok(done.stdout)
 }

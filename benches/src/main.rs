@@ -10,6 +10,7 @@ mod figures;
 mod fio;
 mod memory;
 mod overhead;
+mod restore;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -31,6 +32,8 @@ Examples (as root, in release mode, on an otherwise idle machine):
   homeward-bench overhead --rounds 200
   homeward-bench memory --disk 8GiB
   homeward-bench drill --disk 1GiB            against qemu-nbd
+  homeward-bench restore --images 10GiB       needs three times that on --dir, and 4 GiB
+  homeward-bench restore --images 1GiB --rounds 0 --kills 50
   cargo bench -p homeward-bench               the hot stages, without root
 
 Exit codes: 0 measured, 1 failed, 2 wrong arguments, 5 refused (not root, or a tool is missing), 130 interrupted.";
@@ -97,6 +100,18 @@ enum Command {
         #[arg(long, default_value_t = 2000)]
         slice_ms: u64,
     },
+    /// Restore of the oldest point against the disk's sequential write rate; and restores that are killed.
+    Restore {
+        /// Bytes of before-images.
+        #[arg(long, default_value = "1GiB")]
+        images: Size,
+        /// Restores that are measured.
+        #[arg(long, default_value_t = 3)]
+        rounds: u32,
+        /// How often restore or undo are killed, at random moments.
+        #[arg(long, default_value_t = 0)]
+        kills: u32,
+    },
     /// Started by `barrier`: thaws file systems should it fail to.
     #[command(hide = true, name = WATCHDOG_COMMAND)]
     FreezeWatchdog,
@@ -150,6 +165,9 @@ fn run(cli: &Cli, stop: &Shutdown) -> anyhow::Result<()> {
         }
         Command::Drill { rounds, slice_ms } => {
             print(cli.json, &drill::run(&scratch, *rounds, Duration::from_millis(*slice_ms), stop)?)
+        }
+        Command::Restore { images, rounds, kills } => {
+            print(cli.json, &restore::run(&scratch, images.0, *rounds, *kills, stop)?)
         }
         Command::FreezeWatchdog => Ok(()),
     }

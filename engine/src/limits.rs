@@ -89,8 +89,14 @@ pub const IDLE: Duration = Duration::from_secs(30);
 /// TLS handshakes that a listener runs at once.
 pub const HANDSHAKES: usize = 64;
 
-/// One line of a service's admin interface, either way.
+/// Bytes of a question to a service's admin interface, and of a report of progress.
 pub const ADMIN_LINE: usize = 1 << 20;
+
+/// Bytes of an answer of the admin interface: the points of a VM, of which there may be [`POINTS`].
+pub const ADMIN_ANSWER: usize = 32 << 20;
+
+/// Points that may be kept of one VM.
+pub const POINTS: usize = 20_000;
 
 /// Clients of a service's admin interface at once.
 pub const ADMIN_CLIENTS: usize = 16;

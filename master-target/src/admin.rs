@@ -17,7 +17,8 @@ use crate::{
     driver::{RestoreRequest, Server},
     journal::SealedPoint,
     proof::{Verdict, Verified},
-    status::StreamStatus,
+    restore::Estimate,
+    status::{PointStatus, StreamStatus},
 };
 
 /// A question to the service.
@@ -42,6 +43,27 @@ pub enum Request {
     Undo {
         /// Its name.
         vm: String,
+    },
+    /// Keep a VM's disks as they are restored, for good.
+    Accept {
+        /// Its name.
+        vm: String,
+    },
+    /// What restoring a VM's disks would do.
+    Estimate {
+        /// Its name.
+        vm: String,
+        /// `latest`, an id or a time.
+        point: String,
+    },
+    /// Have retention leave a point alone, or not any more.
+    Pin {
+        /// The VM.
+        vm: String,
+        /// `latest`, an id or a time.
+        point: String,
+        /// Whether it does.
+        pinned: bool,
     },
     /// Compare a point of a VM with the source.
     Verify {
@@ -90,9 +112,13 @@ pub enum Response {
     /// To [`Request::Status`].
     Status(Vec<StreamStatus>),
     /// To [`Request::Points`].
-    Points(Vec<SealedPoint>),
-    /// To [`Request::Restore`] and [`Request::Undo`].
+    Points(Vec<PointStatus>),
+    /// To [`Request::Restore`], [`Request::Undo`] and [`Request::Accept`].
     Restored(Box<StreamStatus>),
+    /// To [`Request::Estimate`].
+    Estimate(Box<Estimate>),
+    /// To [`Request::Pin`].
+    Pinned(Box<SealedPoint>),
     /// To [`Request::Verify`].
     Verified(Box<Verified>),
     /// To [`Request::Verdicts`].
@@ -124,21 +150,29 @@ pub async fn answer(
                 .map_err(anyhow::Error::new)??;
             Response::Status(statuses)
         }
-        Request::Points { vm } => Response::Points(server.points(find(vm).await?)?),
+        Request::Points { vm } => {
+            let stream = find(vm).await?;
+            Response::Points(blocking(move || server.points(stream)).await??)
+        }
         Request::Restore { vm, point } => {
             let select = point.parse().map_err(anyhow::Error::msg).with_code(Code::Usage)?;
-            let stream = find(vm).await?;
-            let status = server
-                .restore(stream, RestoreRequest::To(select), reporter)
-                .await
-                .with_code(Code::Refused)?;
-            Response::Restored(Box::new(status))
+            restore(Arc::clone(&server), find(vm).await?, RestoreRequest::To(select), reporter).await?
         }
         Request::Undo { vm } => {
+            restore(Arc::clone(&server), find(vm).await?, RestoreRequest::Undo, reporter).await?
+        }
+        Request::Accept { vm } => {
+            restore(Arc::clone(&server), find(vm).await?, RestoreRequest::Accept, reporter).await?
+        }
+        Request::Estimate { vm, point } => {
+            let select = point.parse().map_err(anyhow::Error::msg).with_code(Code::Usage)?;
             let stream = find(vm).await?;
-            let status =
-                server.restore(stream, RestoreRequest::Undo, reporter).await.with_code(Code::Refused)?;
-            Response::Restored(Box::new(status))
+            Response::Estimate(Box::new(server.estimate(stream, select).await.with_code(Code::Refused)?))
+        }
+        Request::Pin { vm, point, pinned } => {
+            let select = point.parse().map_err(anyhow::Error::msg).with_code(Code::Usage)?;
+            let stream = find(vm).await?;
+            Response::Pinned(Box::new(server.pin(stream, select, pinned).await.with_code(Code::Refused)?))
         }
         Request::Verify { vm, point, wait, again } => {
             let select = point.parse().map_err(anyhow::Error::msg).with_code(Code::Usage)?;
@@ -170,6 +204,16 @@ pub async fn answer(
         }
     };
     Ok(response)
+}
+
+async fn restore(
+    server: Arc<Server>,
+    stream: StreamId,
+    request: RestoreRequest,
+    reporter: Reporter,
+) -> anyhow::Result<Response> {
+    let status = server.restore(stream, request, reporter).await.with_code(Code::Refused)?;
+    Ok(Response::Restored(Box::new(status)))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {

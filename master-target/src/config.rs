@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use engine::{
     io::{Backend, DirLock, FolderStorage, Storage},
+    limits,
     net::{Credentials, Role, TlsFileError, TlsFiles},
     service::{
         config::ConfigError,
@@ -161,8 +162,8 @@ impl RetentionConfig {
     }
 
     fn check(&self) -> Result<(), String> {
-        if self.points == 0 {
-            return Err("retention.points must be at least 1".into());
+        if !(1..=limits::POINTS).contains(&self.points) {
+            return Err(format!("retention.points must be 1 to {}", limits::POINTS));
         }
         if !(1..=100).contains(&self.warn_percent) {
             return Err("retention.warn_percent must be 1 to 100".into());

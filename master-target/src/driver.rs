@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -27,14 +30,14 @@ use tokio::{
 use crate::{
     home::{Home, Rejected},
     image::PointImage,
-    journal::{JournalError, SealedPoint},
+    journal::{self, JournalError, SealedPoint},
     metrics::Metrics,
     node::{Output, StreamNode},
     proof::{Phase, ScrubPlan, Sign, Verdict, Verified},
     replica::{Replica, ReplicaError, TaskDone},
     restore::{Estimate, Select},
     retention::Policy,
-    status::StreamStatus,
+    status::{PointStatus, StreamStatus},
     tasks::Background,
 };
 
@@ -56,7 +59,9 @@ pub struct Server {
     /// Signs certificates.
     signer: Arc<dyn Sign>,
     streams: Mutex<HashMap<StreamId, Stream>>,
-    connections: std::sync::atomic::AtomicU64,
+    connections: AtomicU64,
+    /// Whether everything is to end: a restore is interrupted then.
+    ending: AtomicBool,
     handle: Handle,
 }
 
@@ -107,6 +112,17 @@ pub enum RestoreRequest {
     Accept,
 }
 
+impl RestoreRequest {
+    /// What is under way while it is done.
+    fn phase(&self) -> Option<journal::Phase> {
+        match self {
+            Self::To(_) => Some(journal::Phase::Restoring),
+            Self::Undo => Some(journal::Phase::Undoing),
+            Self::Accept => None,
+        }
+    }
+}
+
 impl Server {
     /// A server for `home`. Must be called within a tokio runtime.
     #[must_use]
@@ -118,7 +134,6 @@ impl Server {
         signer: Arc<dyn Sign>,
     ) -> Arc<Self> {
         let streams = Mutex::default();
-        let connections = std::sync::atomic::AtomicU64::new(0);
         Arc::new(Self {
             home,
             retention,
@@ -126,7 +141,8 @@ impl Server {
             metrics,
             signer,
             streams,
-            connections,
+            connections: AtomicU64::new(0),
+            ending: AtomicBool::new(false),
             handle: Handle::current(),
         })
     }
@@ -149,6 +165,7 @@ impl Server {
     }
 
     async fn end_streams(&self) {
+        self.ending.store(true, Ordering::Relaxed);
         let streams = std::mem::take(&mut *lock(&self.streams));
         for stream in streams.into_values() {
             // A stream that has ended by itself is as good.
@@ -211,7 +228,7 @@ impl Server {
                 return Err(reason);
             }
         };
-        let connection = self.connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let connection = self.connections.fetch_add(1, Ordering::Relaxed);
         let (replies, mut outgoing) = mpsc::unbounded_channel::<Bytes>();
         let gone = |_| "the stream has stopped".to_owned();
         handle.events.send(Event::Connected { connection, link, replies }).await.map_err(gone)?;
@@ -311,11 +328,11 @@ impl Server {
     }
 
     /// What a stream's catalogue says. Blocks.
-    pub fn points(&self, stream: StreamId) -> anyhow::Result<Vec<SealedPoint>> {
-        Ok(self.home.state(stream)?.points.into_values().collect())
+    pub fn points(&self, stream: StreamId) -> anyhow::Result<Vec<PointStatus>> {
+        Ok(PointStatus::all(&self.home.state(stream)?))
     }
 
-    /// Restores a stream's disks, or undoes that.
+    /// Restores a stream's disks, or undoes that. Interrupted if nobody waits for it any more, or the service ends.
     pub async fn restore(
         self: Arc<Self>,
         stream: StreamId,
@@ -534,6 +551,9 @@ impl Actor {
                 self.connection = None;
                 self.node.handle_closed();
                 self.node.give_up_verification("the disks become those of a point");
+                if let Some(phase) = request.phase() {
+                    lock(&self.status).restore = Some(phase);
+                }
                 let result = self.restore(&request, &reporter).map_err(|e| e.to_string());
                 self.flush();
                 // Who asked may have gone.
@@ -565,14 +585,17 @@ impl Actor {
         reporter: &Reporter,
     ) -> Result<StreamStatus, ReplicaError> {
         let replica = self.node.replica_mut();
+        let ending = &self.server.ending;
+        let go_on = |what, done, all| {
+            reporter.report(what, done, all);
+            !reporter.is_gone() && !ending.load(Ordering::Relaxed)
+        };
         match request {
             RestoreRequest::To(select) => {
                 let point = replica.select(select)?;
-                replica.restore(&point, &mut |done, all| reporter.report("restoring", done, all))?;
+                replica.restore(&point, &mut |done, all| go_on("restoring", done, all))?;
             }
-            RestoreRequest::Undo => {
-                replica.undo_restore(&mut |done, all| reporter.report("undoing", done, all))?
-            }
+            RestoreRequest::Undo => replica.undo_restore(&mut |done, all| go_on("undoing", done, all))?,
             RestoreRequest::Accept => replica.accept_restore()?,
         }
         Ok(StreamStatus::of(&self.node))

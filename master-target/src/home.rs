@@ -156,7 +156,7 @@ impl Home {
         Ok(replica)
     }
 
-    /// Opens a stream's journal and disks, completing what a crash interrupted.
+    /// Opens a stream's journal and disks. A restore that was interrupted stays so.
     pub fn open(&self, stream: StreamId) -> Result<Replica, Rejected> {
         let dir = folder(stream);
         let catalogue = Catalogue::open(&self.journal, &dir)?;

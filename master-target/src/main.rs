@@ -22,9 +22,12 @@ Examples:
   homeward-master-target serve --config /etc/homeward/master-target.toml
   homeward-master-target status
   homeward-master-target points web-01
-  homeward-master-target restore web-01 --point latest
+  homeward-master-target pin web-01 2026-11-23T02:00:00Z
+  homeward-master-target restore web-01 --point latest-application-consistent --dry-run
   homeward-master-target restore web-01 --point 2026-11-23T02:00:00Z
+  homeward-master-target restore --group shop       (the newest moment that all its VMs have)
   homeward-master-target restore web-01 --undo      (replication can go on again)
+  homeward-master-target restore web-01 --accept    (or never: the disks stay so)
   homeward-master-target verify web-01 --point latest --wait
   homeward-master-target verify --check certificate.json --ca ca.pem
   homeward-master-target drill web-01 --point latest --writable
@@ -32,7 +35,8 @@ Examples:
   homeward-master-target drills
   homeward-master-target drill --stop 1
 
-`points`, `restore` and `drill` also work while the service does not run.
+`points`, `pin`, `unpin`, `restore` and `drill` also work while the service does not run. A restore may be interrupted at any
+moment, by ^C or `kill -9`; the same command goes on where it stopped, and --undo leads back from there.
 
 Exit codes: 0 done, 1 failed, 2 wrong arguments, 3 unusable configuration,
 4 not running or not reachable, 5 refused (nothing was changed), 130 interrupted.";
@@ -63,22 +67,18 @@ enum Command {
     Serve,
     /// How each VM's replication stands.
     Status,
-    /// The recovery points of a VM, oldest first.
+    /// The recovery points of a VM, oldest first, and what each costs: bytes of the journal that lead back to it from the
+    /// one after it.
     Points {
         /// The VM.
         vm: String,
     },
-    /// Make a VM's disks what they were at a point; replication waits until that is undone.
-    Restore {
-        /// The VM.
-        vm: String,
-        /// `latest`, a point's id, or a time: the newest point taken at or before it.
-        #[arg(long, default_value = "latest")]
-        point: String,
-        /// Make the disks again what they were when replication stopped.
-        #[arg(long, conflicts_with = "point")]
-        undo: bool,
-    },
+    /// Keep a point whatever retention says.
+    Pin(cli::points::PinArgs),
+    /// Let retention have a point again.
+    Unpin(cli::points::PinArgs),
+    /// Make the disks of a VM, or of a group's VMs, what they were at a point; replication waits until that is undone.
+    Restore(cli::restore::Args),
     /// Compare a point with the source, leaf by leaf, while replication goes on; a signed certificate says that all is
     /// equal, and what differs is named and sent again.
     Verify(cli::verify::Args),
@@ -116,9 +116,10 @@ fn main() -> ExitCode {
         match cli.command {
             Command::Serve => tokio::runtime::Runtime::new()?.block_on(serve(config)),
             Command::Status => cli::status(&config, cli.json),
-            Command::Points { vm } => cli::points(&config, &vm, cli.json),
-            Command::Restore { vm, undo: true, .. } => cli::restore(&config, &vm, None, cli.json),
-            Command::Restore { vm, point, .. } => cli::restore(&config, &vm, Some(&point), cli.json),
+            Command::Points { vm } => cli::points::list(&config, &vm, cli.json),
+            Command::Pin(args) => cli::points::pin(&config, &args, true, cli.json),
+            Command::Unpin(args) => cli::points::pin(&config, &args, false, cli.json),
+            Command::Restore(args) => cli::restore::run(&config, &args, cli.json),
             Command::Verify(args) => cli::verify::run(&config, args, cli.json),
             Command::Drill(args) => cli::drill::run(&config, args, cli.json),
             Command::Drills => cli::drill::list(&config, cli.json),

@@ -58,6 +58,32 @@ pub struct StreamStatus {
     pub scrub: Option<ScrubStatus>,
 }
 
+/// A point that is kept.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PointStatus {
+    /// What is known of it.
+    #[serde(flatten)]
+    pub sealed: SealedPoint,
+    /// Bytes of the logs that lead back to it from the point after it; what dropping the oldest would free.
+    pub cost_bytes: u64,
+    /// Whether retention leaves it alone.
+    pub pinned: bool,
+}
+
+impl PointStatus {
+    /// All points of a stream, oldest first.
+    #[must_use]
+    pub fn all(state: &State) -> Vec<Self> {
+        let costs = state.costs();
+        let point = |(layer, sealed): (&u64, &SealedPoint)| Self {
+            sealed: sealed.clone(),
+            cost_bytes: costs.get(layer).copied().unwrap_or(0),
+            pinned: state.pinned.contains(layer),
+        };
+        state.points.iter().map(point).collect()
+    }
+}
+
 impl StreamStatus {
     /// Of a stream that is open.
     #[must_use]

@@ -567,7 +567,7 @@ impl World {
             );
         }
         for point in &points {
-            replica.restore(point, &mut |_, _| {}).unwrap();
+            replica.restore(point, &mut |_, _| true).unwrap();
             let image = images(&self.target_storage, &self.plan);
             let legal = &self.legal[&point.point.id];
             if let Err(wrong) = legal.check(&image) {

@@ -1,7 +1,7 @@
 //! A service's local admin interface: how `serve` answers `status`, `point`, `restore`.
 //!
 //! A unix-domain socket that only the service's user and root can use. One request in each connection, JSON, one
-//! value a line, at most [`limits::ADMIN_LINE`] bytes each way:
+//! value a line; a request at most [`limits::ADMIN_LINE`] bytes, an answer [`limits::ADMIN_ANSWER`]:
 //!
 //! ```text
 //! → {"command":"restore","point":7}
@@ -10,7 +10,7 @@
 //! ← {"error":{"message":"no point 7","code":"refused"}}
 //! ```
 //!
-//! A request goes on when its client goes away: half of a restore is worse than one that nobody watches.
+//! A request goes on when its client goes away, unless its handler asks [`Reporter::is_gone`] and gives up.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -131,7 +131,7 @@ pub fn call<T: DeserializeOwned>(
     let mut answers = BufReader::new(stream);
     loop {
         let mut line = Vec::new();
-        let limit = limits::ADMIN_LINE as u64;
+        let limit = limits::ADMIN_ANSWER as u64;
         answers.by_ref().take(limit).read_until(b'\n', &mut line).map_err(io_error)?;
         if line.last() != Some(&b'\n') {
             let why = if line.is_empty() { "it hung up" } else { "a line is cut off or too long" };

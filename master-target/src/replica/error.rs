@@ -36,6 +36,11 @@ pub enum ReplicaError {
         /// What the system said.
         source: io::Error,
     },
+    /// Whoever wanted a restore or its undoing wants it no more.
+    #[error(
+        "interrupted, and nothing is lost: the same command goes on where it stopped, `restore --undo` leads back"
+    )]
+    Interrupted,
     /// No room on the datastore; goes on when there is some.
     #[error("no space left on the datastore for {disk}: free some, replication then goes on by itself")]
     NoSpace {
@@ -49,6 +54,12 @@ impl ReplicaError {
     #[must_use]
     pub fn is_no_space(&self) -> bool {
         matches!(self, Self::NoSpace { .. } | Self::Journal(JournalError::NoSpace { .. }))
+    }
+
+    /// Whether something of the journal is not what was written.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Journal(JournalError::Damaged { .. } | JournalError::Missing { .. }))
     }
 
     /// Whether the peer sent something that must not be applied.

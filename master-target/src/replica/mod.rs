@@ -94,7 +94,6 @@ impl Replica {
             position,
             indexed: BTreeSet::new(),
         };
-        replica.finish_restore()?;
         replica.void_digests()?;
         Ok(replica)
     }

@@ -1,14 +1,20 @@
 //! Restore: the disks become what they were at a point, and can become again what they are now.
 //!
-//! A restore is a layer like any other: what it overwrites is saved first, so it survives a crash at any moment
-//! (it is simply gone on with) and is undone like an epoch. While the disks are restored, replication waits. Once an
-//! operator accepts it, the way forward is dropped: the disks stay, and older points can still be restored.
+//! A restore is a layer like any other: what it overwrites is saved first, so it may be interrupted at any moment, be it
+//! by a crash, and is undone like an epoch. Asked for again it goes on where it was interrupted. While the disks are
+//! restored, or half restored, replication waits. Once an operator accepts it, the way forward is dropped: the disks
+//! stay, and older points can still be restored.
 
 mod estimate;
+mod group;
 mod pipeline;
 mod select;
 
-pub use self::{estimate::Estimate, select::Select};
+pub use self::{
+    estimate::{DiskEstimate, Estimate},
+    group::{Member, Shared, shared_point, vms_of},
+    select::Select,
+};
 
 use self::pipeline::Way;
 use crate::{
@@ -16,8 +22,8 @@ use crate::{
     replica::{Replica, ReplicaError},
 };
 
-/// Called with bytes done and bytes in all.
-pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
+/// Called with bytes done and bytes in all; it interrupts by saying no.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
 
 impl Replica {
     /// The point that `select` means.
@@ -32,24 +38,45 @@ impl Replica {
     }
 
     /// Makes the disks what they were at `point`. Goes on where an interrupted one stopped. If a log that it needs is
-    /// damaged, nothing is changed, and replication goes on.
+    /// damaged, the disks become again what they were, and replication goes on.
     pub fn restore(&mut self, point: &SealedPoint, progress: Progress<'_>) -> Result<(), ReplicaError> {
-        // One that cannot be completed must not begin.
-        pipeline::check(&View::at(&self.logs, self.state(), point.layer)?)?;
-        let layer = self.state().next_layer();
-        // They would be of other disks.
-        self.digests.forget()?;
-        self.catalogue.append(Record::RestoreBegun { to: point.layer, layer })?;
-        self.run_restore(progress)
+        let before = self.state().restore;
+        let same = before.filter(|restore| restore.to == point.layer);
+        let view = match same.map(|restore| restore.phase) {
+            Some(Phase::Restored) => return Ok(()),
+            // The way to the point goes by the layers before this restore's.
+            Some(Phase::Restoring) => self.way_back(point.layer)?,
+            Some(Phase::Undoing) | None => {
+                let view = View::at(&self.logs, self.state(), point.layer)?;
+                if before.is_some() {
+                    // There is no way back to another point: one that cannot be completed must not begin.
+                    pipeline::check(&view)?;
+                }
+                let layer = self.state().next_layer();
+                // They would be of other disks.
+                self.digests.forget()?;
+                self.catalogue.append(Record::RestoreBegun { to: point.layer, layer })?;
+                view
+            }
+        };
+        let result = self.run_restore(&view, progress);
+        let is_first = self.state().restore.is_some_and(|restore| restore.first == restore.layer);
+        if is_first && result.as_ref().is_err_and(ReplicaError::is_damage) {
+            self.undo_restore(&mut |_, _| true)?;
+        }
+        result
     }
 
     /// Makes the disks again what they were when replication stopped; after that it can go on.
     pub fn undo_restore(&mut self, progress: Progress<'_>) -> Result<(), ReplicaError> {
-        if self.state().restore.is_none() {
-            let what = "nothing to undo: the disks are not restored to a point";
-            return Err(JournalError::Refused(what.into()).into());
+        match self.state().restore.map(|restore| restore.phase) {
+            None => {
+                let what = "nothing to undo: the disks are not restored to a point";
+                return Err(JournalError::Refused(what.into()).into());
+            }
+            Some(Phase::Undoing) => {}
+            Some(Phase::Restoring | Phase::Restored) => self.catalogue.append(Record::UndoBegun)?,
         }
-        self.catalogue.append(Record::UndoBegun)?;
         self.run_undo(progress)
     }
 
@@ -67,16 +94,12 @@ impl Replica {
         Ok(())
     }
 
-    /// Completes what a crash interrupted.
-    pub(crate) fn finish_restore(&mut self) -> Result<(), ReplicaError> {
-        match self.state().restore.map(|restore| restore.phase) {
-            Some(Phase::Restoring) => self.run_restore(&mut |_, _| {}),
-            Some(Phase::Undoing) => self.run_undo(&mut |_, _| {}),
-            Some(Phase::Restored) | None => Ok(()),
-        }
+    /// What leads to the end of layer `to` from where the restore under way began.
+    fn way_back(&self, to: u64) -> Result<View, JournalError> {
+        View::between(&self.logs, self.state(), to, self.state().newest_layer() - 1)
     }
 
-    fn run_restore(&mut self, progress: Progress<'_>) -> Result<(), ReplicaError> {
+    fn run_restore(&mut self, view: &View, progress: Progress<'_>) -> Result<(), ReplicaError> {
         let Some(restore) = self.state().restore else { return Ok(()) };
         let id = LogId::first(restore.layer);
         // What an interrupted restore saved stays; images saved twice do no harm, the older one counts.
@@ -84,9 +107,7 @@ impl Replica {
             Some(log) => log,
             None => self.logs.create(id)?,
         };
-        // The view of the point needs no layer of this restore: it goes by the layers before it.
-        let view = View::between(&self.logs, self.state(), restore.to, restore.layer - 1)?;
-        self.follow(&view, restore.done, Some(&mut log), progress)?;
+        self.follow(view, restore.done, Some(&mut log), progress)?;
         let (layer, log_bytes) = (restore.layer, log.bytes());
         Ok(self.catalogue.append(Record::RestoreDone { layer, log_bytes })?)
     }

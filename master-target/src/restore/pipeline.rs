@@ -72,7 +72,7 @@ impl Way<'_> {
     /// Follows it to the end. `mark` is called when everything before a place is durable.
     pub(super) fn follow(
         self,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut dyn FnMut(u64, u64) -> bool,
         mark: &mut dyn FnMut(Mark) -> Result<(), ReplicaError>,
     ) -> Result<(), ReplicaError> {
         let Self { view, targets, watchers, from, log } = self;
@@ -124,7 +124,7 @@ fn write_all(
     incoming: Receiver<Ready>,
     targets: &[Target],
     all: u64,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: &mut dyn FnMut(u64, u64) -> bool,
     mark: &mut dyn FnMut(Mark) -> Result<(), ReplicaError>,
 ) -> Result<(), ReplicaError> {
     let sync = |disk: u16| {
@@ -140,11 +140,14 @@ fn write_all(
         let (disk, span, end) = (batch.disk, batch.span, batch.end);
         batch.write(&targets[usize::from(disk)])?;
         (done, unmarked) = (done + span, unmarked + span);
-        progress(done, all.max(done));
-        if unmarked >= MARK_BYTES {
+        let go_on = progress(done, all.max(done));
+        if unmarked >= MARK_BYTES || !go_on {
             sync(disk)?;
             mark(Mark { disk, block: end })?;
             unmarked = 0;
+        }
+        if !go_on {
+            return Err(ReplicaError::Interrupted);
         }
     }
     current.map_or(Ok(()), sync)

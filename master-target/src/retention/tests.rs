@@ -1,12 +1,10 @@
-//! Retention against what the policy says, said in another way; and a simulated month of points every five seconds.
+//! Retention against what the policy says, said in another way. A month of it with a journal: tests/replica/month.rs.
 
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
 use super::*;
-
-const HOUR: u64 = 3600;
 
 fn tier(every: u64, span: u64) -> Tier {
     Tier { every: Duration::from_secs(every), span: Duration::from_secs(span) }
@@ -99,52 +97,4 @@ proptest! {
             prop_assert_eq!(dropped, needed.min(droppable.len()));
         }
     }
-}
-
-/// A month of points every five seconds, application-consistent every 15 minutes, under the policy of the example
-/// configuration; looked at every minute. In CI a week.
-#[test]
-fn a_simulated_month() {
-    let days = 7 * std::env::var("HOMEWARD_ROUNDS").map_or(1, |rounds| rounds.parse::<u64>().unwrap().min(5));
-    let (day, begin) = (24 * HOUR, 1_000_000 * 5);
-    let policy = policy(
-        vec![tier(0, 2 * HOUR), tier(HOUR, day), tier(day, 7 * day)],
-        vec![tier(0, day), tier(day, 14 * day)],
-    );
-    let mut left: Vec<Candidate> = Vec::new();
-    for (layer, now) in (1..).zip((begin..begin + days * day).step_by(5)) {
-        left.push(Candidate { application: now % 900 == 0, ..point(layer, now) });
-        if now % 60 == 0 {
-            let kept = keep(&left, &policy, None, at(now));
-            left.retain(|point| kept.contains(&point.layer));
-        }
-        if now % (5 * HOUR) == 0 {
-            check_day(&left, now, begin);
-        }
-    }
-}
-
-/// The points that there must be, counted out.
-fn check_day(left: &[Candidate], now: u64, begin: u64) {
-    let day = 24 * HOUR;
-    let mut expected = BTreeSet::new();
-    let multiple = |second: u64, of: u64| second.is_multiple_of(of);
-    for second in (begin..=now).step_by(5) {
-        let age = now - second;
-        let began = |every: u64| multiple(second, every) || second == begin;
-        let application = multiple(second, 900);
-        // A period counts from its end.
-        let is_kept = age < 2 * HOUR
-            || began(HOUR) && (second / HOUR + 1) * HOUR + day > now
-            || began(day) && (second / day + 1) * day + 7 * day > now
-            || application && age < day
-            || application
-                && (multiple(second, day) || second == begin.next_multiple_of(900))
-                && (second / day + 1) * day + 14 * day > now;
-        if is_kept {
-            expected.insert(second);
-        }
-    }
-    let found: BTreeSet<u64> = left.iter().map(|point| point.taken_at.as_second() as u64).collect();
-    assert_eq!(found, expected, "at {now}");
 }

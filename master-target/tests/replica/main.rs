@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod merging;
+mod month;
 mod open_images;
 mod scenario;
 mod space;
@@ -132,9 +133,9 @@ fn a_power_cut_during_a_restore_or_its_undo_loses_nothing() {
         let mut replica = admit(&make_home(storage));
         let start = storage.log_len();
         let point = replica.state().point(*first).unwrap().clone();
-        replica.restore(&point, &mut |_, _| {}).unwrap();
+        replica.restore(&point, &mut |_, _| true).unwrap();
         let restored = storage.log_len();
-        replica.undo_restore(&mut |_, _| {}).unwrap();
+        replica.undo_restore(&mut |_, _| true).unwrap();
         let undone = storage.log_len();
         for at in start..=undone {
             for subset in 0..3 {
@@ -252,7 +253,7 @@ fn a_rotten_byte_in_the_journal_is_named_or_harmless_never_applied() {
                         .unwrap_or_else(|| panic!("{name} byte {at}: lost {id}"))
                         .clone();
                     let before = (images(&storage), replica.restore_state());
-                    let result = replica.restore(&point, &mut |_, _| {});
+                    let result = replica.restore(&point, &mut |_, _| true);
                     if result.is_ok() {
                         assert!(
                             images(&storage) == *expected,

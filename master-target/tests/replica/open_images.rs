@@ -58,10 +58,10 @@ fn an_open_image_stays_exact_while_the_replica_goes_on() {
                 match rng.random_range(0..5) {
                     0 | 1 => open.push((replica.open_image(point).unwrap(), expected.clone())),
                     2 => {
-                        replica.restore(point, &mut |_, _| {}).unwrap();
+                        replica.restore(point, &mut |_, _| true).unwrap();
                         open.iter().for_each(|(image, expected)| check(image, expected, &mut rng));
                         open.push((replica.open_image(point).unwrap(), expected.clone()));
-                        replica.undo_restore(&mut |_, _| {}).unwrap();
+                        replica.undo_restore(&mut |_, _| true).unwrap();
                     }
                     _ => {}
                 }

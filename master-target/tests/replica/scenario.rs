@@ -160,16 +160,16 @@ pub fn images(storage: &SimStorage) -> Images {
 /// Restores each of `points` and compares; then undoes, and the disks must be as before.
 pub fn check_points(storage: &SimStorage, replica: &mut Replica, points: &[(PointId, Images)]) {
     if replica.restore_state().is_some() {
-        replica.undo_restore(&mut |_, _| {}).unwrap();
+        replica.undo_restore(&mut |_, _| true).unwrap();
     }
     let newest = images(storage);
     for (id, expected) in points {
         let point = replica.state().point(*id).unwrap_or_else(|| panic!("point {id} is lost")).clone();
-        replica.restore(&point, &mut |_, _| {}).unwrap();
+        replica.restore(&point, &mut |_, _| true).unwrap();
         assert!(images(storage) == *expected, "point {id} of {} is wrong", point.layer);
     }
     if replica.restore_state().is_some() {
-        replica.undo_restore(&mut |_, _| {}).unwrap();
+        replica.undo_restore(&mut |_, _| true).unwrap();
     }
     assert!(images(storage) == newest, "undoing all restores must lead back");
 }

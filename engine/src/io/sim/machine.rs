@@ -95,6 +95,13 @@ impl Machine {
         Self { quota: self.quota, next_ino: self.next_ino, ..Self::over(self.replay.cut(luck)) }
     }
 
+    /// Everything so far is durable, and its log is gone.
+    pub(super) fn forget_log(&mut self) {
+        self.log = Vec::new();
+        self.base = self.disk.clone();
+        self.replay = Replay::from(self.disk.clone());
+    }
+
     fn change(&mut self, change: Change) {
         self.disk.apply(&change);
         self.log.push(Entry::Change(change));

@@ -51,6 +51,11 @@ impl SimStorage {
         self.machine.lock().log.len()
     }
 
+    /// Begins the log anew, so that a long run does not fill memory: what was done so far counts as durable.
+    pub fn forget_log(&self) {
+        self.machine.lock().forget_log();
+    }
+
     /// Entry `at` of the log in words, for a failing test's message.
     ///
     /// # Panics

@@ -42,6 +42,12 @@ impl Reporter {
         // Full: the client is slow. Closed: it has gone. Neither is the work's concern.
         let _ = self.0.try_send(Step { what: what.into(), done, total });
     }
+
+    /// Whether nobody waits for the answer any more; known only some time after a report.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.0.is_closed()
+    }
 }
 
 impl AdminServer {
@@ -168,7 +174,7 @@ async fn refuse(writer: &mut OwnedWriteHalf, message: String) -> io::Result<()> 
 
 async fn write(writer: &mut OwnedWriteHalf, answer: Answer<impl Serialize>) -> io::Result<()> {
     let mut line = to_line(&answer)?;
-    if line.len() > limits::ADMIN_LINE {
+    if line.len() > limits::ADMIN_ANSWER {
         let message = format!("the answer is {} bytes, too long for the admin interface", line.len());
         line = to_line(&Answer::<()>::Error(Failure { message, code: Code::Failed }))?;
     }

@@ -130,7 +130,7 @@ async fn long_lines_are_refused_in_both_directions() {
     assert!(answer.starts_with("{\"error\"") && answer.contains("one line"), "{answer}");
 
     // And an answer longer than that.
-    let (answer, _) = ask(&service.path, Request::Repeat { times: limits::ADMIN_LINE }).await;
+    let (answer, _) = ask(&service.path, Request::Repeat { times: limits::ADMIN_ANSWER }).await;
     let Err(AdminError::Failed(failure)) = answer else { panic!("let through") };
     assert!(failure.message.contains("too long"), "{failure}");
 }
