@@ -197,7 +197,8 @@ fn freezer(config: &Config) -> Option<Box<dyn Freezer>> {
         command.arg(WATCHDOG_COMMAND);
         let watchdog = Watchdog::start(command)?;
         let disks = config.disk.iter().filter_map(|disk| device_id(&disk.device).transpose());
-        Ok(FileSystemFreezer::new(disks.collect::<io::Result<_>>()?, watchdog))
+        let disks = disks.collect::<io::Result<_>>()?;
+        Ok(FileSystemFreezer::with_locked_memory(disks, watchdog)?)
     };
     match start() {
         Ok(freezer) => Some(Box::new(freezer)),

@@ -65,6 +65,9 @@ pub const BATCH_BYTES: usize = 8 << 20;
 /// How long file systems may stay frozen for one point.
 pub const FREEZE: Duration = Duration::from_millis(80);
 
+/// Bytes of log lines that wait in memory while file systems are frozen.
+pub const HELD_LOG: usize = 64 << 10;
+
 /// How long applications may be held for one point, from when the last of them holds until they are told to go on.
 pub const HOLD: Duration = Duration::from_secs(10);
 

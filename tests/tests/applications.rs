@@ -29,8 +29,8 @@ use homeward_tests::{
 const DISK: u64 = 512 << 20;
 const POINTS: u64 = 2;
 const POINT: Duration = Duration::from_secs(300);
-/// What a busy machine may fail to freeze in time, of all points; they say so.
-const FAILED: u64 = 2;
+/// Of each point, how many may be none since a busy machine does not freeze in time; they say so.
+const FAILED: u64 = 10;
 
 #[test]
 fn postgresql() {

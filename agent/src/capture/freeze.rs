@@ -6,6 +6,10 @@
 //! writes unlikely; that there were none the tracker says. A thaw may fail us only in that it came
 //! too early (the watchdog's, or an administrator's): then it says so, and what was read is no point.
 //!
+//! This process touches none of them meanwhile, wherever its own files are: its log waits in memory
+//! ([`engine::service::held_log`]), and its memory is locked. What it may still do is read: programs that lie on a frozen
+//! file system run on.
+//!
 //! The time is measured from before the first freeze to after the last thaw.
 
 #[cfg(test)]
@@ -17,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use engine::io::blockdev::DeviceId;
+use engine::{io::blockdev::DeviceId, service::held_log};
 use rustix::{fs::syncfs, io::Errno};
 
 use super::{
@@ -35,6 +39,9 @@ pub enum Error {
     /// There are none.
     #[error("no file system is mounted from the protected disks, so their writers cannot be stopped")]
     NothingMounted,
+    /// What is captured could be swapped out, onto a disk that is frozen.
+    #[error("the agent cannot lock its memory: allow it (root, or a higher `ulimit -l`)")]
+    Memory(#[source] Errno),
     /// There is nobody to thaw them should this process fail.
     #[error(transparent)]
     Watchdog(#[from] WatchdogError),
@@ -103,6 +110,15 @@ struct Frozen {
 }
 
 impl FileSystemFreezer {
+    /// For an agent: as [`Self::new`], and all memory of this process stays resident from now on.
+    ///
+    /// # Errors
+    /// If memory cannot be locked.
+    pub fn with_locked_memory(disks: Vec<DeviceId>, watchdog: Watchdog) -> Result<Self, Error> {
+        fs_ioctl::lock_touched_memory().map_err(Error::Memory)?;
+        Ok(Self::new(disks, watchdog))
+    }
+
     /// For the file systems on `disks`.
     #[must_use]
     pub fn new(disks: Vec<DeviceId>, watchdog: Watchdog) -> Self {
@@ -125,6 +141,7 @@ impl FileSystemFreezer {
         let mut not_frozen = Vec::with_capacity(found.len());
         let dirs: Vec<_> = found.iter().map(|one| one.dir.as_fd()).collect();
         self.watchdog.arm(&dirs, within)?;
+        held_log::hold();
         let since = Instant::now();
         let frozen = found.into_iter().try_for_each(|one| {
             freeze_one(one, &mut file_systems, &mut not_frozen)?;
@@ -159,6 +176,7 @@ impl FileSystemFreezer {
             outcome = outcome.and(thawed);
         }
         self.last = Some(since.elapsed());
+        held_log::go_on();
         if self.watchdog.disarm()? {
             outcome = outcome.and_then(|()| Err(overrun(since, within)));
         }

@@ -31,6 +31,12 @@ pub(super) fn lock_memory() -> io::Result<()> {
     mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE)
 }
 
+/// Keeps memory of this process resident once it has been touched, now and from now on: it is never swapped out, and
+/// costs no more than what is used. For a process whose mappings are larger than that, as stacks of threads are.
+pub(super) fn lock_touched_memory() -> io::Result<()> {
+    mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)
+}
+
 /// Holds back the signals by which a service is asked to end. Programs that are started are not affected: they begin
 /// with no signal held back.
 pub(super) fn block_termination() {

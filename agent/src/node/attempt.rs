@@ -157,6 +157,11 @@ impl Node {
             Some(Ok(Round::Conflict)) => (self.work, self.attempt) = (Work::Rounds, Some(attempt)),
             Some(Ok(Round::TooMuch)) => self.attempt = Some(attempt),
             Some(Ok(Round::Settled(captured))) => self.captured(attempt, captured, held),
+            // It may have taken too long, and take less the next time.
+            Some(Err(CaptureError::Freeze(error))) if held && attempt.freezes < FREEZES => {
+                tracing::info!(%error, "trying again");
+                (self.work, self.attempt) = (Work::Rounds, Some(attempt));
+            }
             Some(Err(CaptureError::Freeze(error))) if held => {
                 self.applications.give_up(error.to_string());
                 self.attempt = Some(attempt);
@@ -198,6 +203,7 @@ impl Node {
             return attempt.barrier.may_try().then(|| attempt.barrier.round(source, learned));
         }
         let Some(freezer) = self.freezer.as_deref_mut() else {
+            attempt.freezes = FREEZES;
             return Some(Err(FreezeError(
                 "nothing can be frozen here; the log of the start says why".into(),
             )
@@ -206,12 +212,12 @@ impl Node {
         if attempt.freezes >= FREEZES {
             return None;
         }
-        attempt.freezes += 1;
         let mut freeze = || {
             freezer.sync()?;
             if !attempt.barrier.shrink(source, learned)? {
                 return Ok(Round::TooMuch);
             }
+            attempt.freezes += 1;
             match attempt.barrier.hold(source, learned, freezer, limits::FREEZE)? {
                 Round::Settled(captured) => {
                     attempt.barrier.release(source, freezer, captured).map(Round::Settled)

@@ -1,12 +1,14 @@
 //! Logs: tracing events to stderr, for people, for journald or as JSON lines.
 //!
-//! stdout is for results. The level comes from `--log`, else `RUST_LOG`, else `info`.
+//! stdout is for results. While file systems are frozen lines wait in memory: [`super::held_log`]. The level comes from `--log`, else `RUST_LOG`, else `info`.
 
 use std::{env, io::IsTerminal};
 
 use rustix::fs::fstat;
 use thiserror::Error;
 use tracing_subscriber::{EnvFilter, fmt};
+
+use super::held_log::HeldLog;
 
 /// The filter cannot be used, or logging was set up before.
 #[derive(Debug, Error)]
@@ -33,7 +35,7 @@ pub fn init(filter: Option<&str>, json: bool) -> Result<(), LoggingError> {
     let filter = filter.filter(|text| !text.is_empty()).unwrap_or_else(|| "info".into());
     let filter = EnvFilter::try_new(&filter).map_err(|source| LoggingError::Filter { filter, source })?;
 
-    let builder = fmt::Subscriber::builder().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = fmt::Subscriber::builder().with_env_filter(filter).with_writer(|| HeldLog);
     let done = if json {
         tracing::subscriber::set_global_default(builder.json().flatten_event(true).finish())
     } else if stderr_is_journal() {

@@ -1,7 +1,7 @@
 //! What every service and every command does the same way: configuration, logs, metrics, progress, stopping,
 //! the local admin interface, exit codes.
 //!
-//! Nothing here knows what a service does. Layers: `code`, `quantity` → `progress`, `shutdown`, `config`, `logging` →
+//! Nothing here knows what a service does. Layers: `code`, `quantity`, `held_log` → `progress`, `shutdown`, `config`, `logging` →
 //! `metrics`, `admin` → `exit`, which knows the code of every error.
 //!
 //! A service's `serve`, in short:
@@ -69,6 +69,7 @@ pub mod admin;
 mod code;
 pub mod config;
 pub mod exit;
+pub mod held_log;
 pub mod logging;
 pub mod metrics;
 pub mod progress;
