@@ -8,7 +8,7 @@ use agent::{
     node::{PointRecord, PointState},
 };
 use engine::{
-    point::{Application, Consistency},
+    point::Consistency,
     service::{
         admin::call,
         quantity::{Period, Rate, Size},
@@ -119,11 +119,7 @@ fn describe_point(PointRecord { point, state, .. }: &PointRecord) -> String {
         us => format!(", frozen {:.1} ms", us as f64 / 1000.0),
     };
     let window = point.window_us as f64 / 1000.0;
-    let application = match &point.application {
-        Some(Application { failed: Some(step), .. }) => format!(" ({step})"),
-        Some(Application { hold_us, .. }) => format!(", held {:.1} ms", *hold_us as f64 / 1000.0),
-        None => String::new(),
-    };
+    let application = point.application.as_ref().map(|how| format!(", {how}")).unwrap_or_default();
     format!(
         "point {}  {:.0}  {state}, {}, {} tries, window {window:.1} ms{how}{application}",
         point.id, point.taken_at, point.consistency, point.barrier_tries

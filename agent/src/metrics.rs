@@ -25,6 +25,8 @@ pub struct Metrics {
     points: Counter,
     tries: Counter,
     frozen_seconds: Counter<f64, AtomicU64>,
+    holds: Counter,
+    held_seconds: Counter<f64, AtomicU64>,
     errors: Family<Labels, Counter>,
     /// What the counters say.
     last: Totals,
@@ -54,6 +56,12 @@ impl Metrics {
         registry.register("points", "Recovery points that became durable", m.points.clone());
         registry.register("barrier_tries", "Rounds of the converging barrier", m.tries.clone());
         registry.register("frozen_seconds", "Time that file systems were frozen", m.frozen_seconds.clone());
+        registry.register("application_holds", "Times that applications held for a point", m.holds.clone());
+        registry.register(
+            "application_held_seconds",
+            "Time that applications may have been held",
+            m.held_seconds.clone(),
+        );
         registry.register("errors", "Failures, by kind", m.errors.clone());
         metrics
     }
@@ -74,9 +82,13 @@ impl Metrics {
         self.points.inc_by(now.points - last.points);
         self.tries.inc_by(now.barrier_tries - last.barrier_tries);
         self.frozen_seconds.inc_by((now.frozen_us - last.frozen_us) as f64 / 1e6);
+        self.holds.inc_by(now.holds.count - last.holds.count);
+        self.held_seconds.inc_by((now.holds.held_us - last.holds.held_us) as f64 / 1e6);
         let error = |kind| self.errors.get_or_create(&[("kind", kind)]).clone();
         error("connection").inc_by(now.connection_errors - last.connection_errors);
         error("capture").inc_by(now.capture_errors - last.capture_errors);
         error("point").inc_by(now.point_failures - last.point_failures);
+        error("hook").inc_by(now.holds.hook_failures - last.holds.hook_failures);
+        error("freeze").inc_by(now.holds.freeze_failures - last.holds.freeze_failures);
     }
 }

@@ -106,6 +106,19 @@ pub struct Application {
     pub not_frozen: Vec<String>,
 }
 
+impl std::fmt::Display for Application {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "held {:.1} ms", self.hold_us as f64 / 1000.0)?;
+        if let Some(step) = &self.failed {
+            write!(f, ", {step}")?;
+        }
+        if !self.not_frozen.is_empty() {
+            write!(f, ", not frozen: {}", self.not_frozen.join(" "))?;
+        }
+        Ok(())
+    }
+}
+
 /// The first step that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailedStep {

@@ -10,6 +10,7 @@ use engine::{
     service::{admin::AdminError, shutdown::Shutdown},
 };
 use homeward::lab::{Lab, LabError, Look, Options, Service, build_services, is_release};
+use jiff::Timestamp;
 
 /// The binaries of the services are built once in each process; everything is as in a usual lab.
 ///
@@ -41,6 +42,8 @@ pub struct Had {
     pub point: Point,
     /// Just before it was wished for.
     pub from: Instant,
+    /// When it was taken, as it says by the wall clock that it shares with whoever asked.
+    pub taken: Instant,
     /// Just after it was known to be durable.
     pub until: Instant,
 }
@@ -63,7 +66,11 @@ fn had_by(ask: impl Fn() -> Result<Point, LabError>, vm: &str) -> Result<Had, La
             {
                 println!("{vm}: {}", failure.message);
             }
-            point => return Ok(Had { point: point?, from, until: Instant::now() }),
+            point => {
+                let (point, until) = (point?, Instant::now());
+                let age = Timestamp::now().duration_since(point.taken_at).unsigned_abs();
+                return Ok(Had { point, from, taken: until - age, until });
+            }
         }
     }
 }

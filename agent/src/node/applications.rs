@@ -5,6 +5,7 @@
 
 use engine::point::{Application, FailedStep, Outcome, PointId, Stage};
 
+use super::status::Holds;
 use crate::capture::quiesce::{Quiesce, Quiescer};
 
 /// How far applications are.
@@ -29,17 +30,28 @@ pub(super) struct Applications {
     failed: Option<FailedStep>,
     not_frozen: Vec<String>,
     report: Application,
+    totals: Holds,
 }
 
 impl Applications {
     pub(super) fn new(quiescer: Option<Box<dyn Quiescer>>) -> Self {
-        let report = Application::default();
-        Self { quiescer, phase: Phase::Free, failed: None, not_frozen: Vec::new(), report }
+        Self {
+            quiescer,
+            phase: Phase::Free,
+            failed: None,
+            not_frozen: Vec::new(),
+            report: Application::default(),
+            totals: Holds::default(),
+        }
     }
 
     /// Whether there is anybody who can hold them.
     pub(super) fn can_hold(&self) -> bool {
         self.quiescer.is_some()
+    }
+
+    pub(super) fn totals(&self) -> Holds {
+        self.totals
     }
 
     pub(super) fn phase(&self) -> Phase {
@@ -99,6 +111,7 @@ impl Applications {
                 let (failed, not_frozen) = (self.failed.take(), std::mem::take(&mut self.not_frozen));
                 self.report = Application { failed: failed.or(report.failed), not_frozen, ..report };
                 self.phase = Phase::Over;
+                self.totals.add(&self.report);
             }
         }
     }
@@ -109,5 +122,17 @@ impl Applications {
             self.phase = Phase::Free;
             std::mem::take(&mut self.report)
         })
+    }
+}
+
+impl Holds {
+    fn add(&mut self, report: &Application) {
+        self.count += 1;
+        self.held_us += report.hold_us;
+        match report.failed.as_ref().map(|step| step.stage) {
+            Some(Stage::Freeze) => self.freeze_failures += 1,
+            Some(Stage::Pre | Stage::Post) => self.hook_failures += 1,
+            None => (),
+        }
     }
 }

@@ -380,7 +380,7 @@ impl Node {
             trouble: self.trouble.clone(),
             point_failure: self.point_failure.clone(),
             points: self.points.records().cloned().collect(),
-            totals: self.totals,
+            totals: Totals { holds: self.applications.totals(), ..self.totals },
         }
     }
 

@@ -89,6 +89,22 @@ pub struct Totals {
     /// Leaves of 64 KiB whose digests were sent.
     #[serde(default)]
     pub verified_leaves: u64,
+    /// How applications held.
+    #[serde(default)]
+    pub holds: Holds,
+}
+
+/// How applications held for points, in sum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holds {
+    /// Times that they were asked to, and went on.
+    pub count: u64,
+    /// Microseconds from their first hook to their last.
+    pub held_us: u64,
+    /// In vain, since a hook failed or took too long.
+    pub hook_failures: u64,
+    /// In vain, since freezing failed or took too long.
+    pub freeze_failures: u64,
 }
 
 /// The first copy, as it goes.

@@ -24,14 +24,19 @@ impl LoopDevice {
         }
         let backing = NamedTempFile::new().unwrap();
         backing.as_file().set_len(bytes).unwrap();
-        let mut disk = Self::over(backing.path());
+        // Partitions are made by hand, with `addpart`: not every kernel reads partition tables.
+        let mut disk = Self::attach(&["--partscan"], backing.path());
         disk.backing = Some(backing);
         Some(disk)
     }
 
     /// A loop device over the file at `path`. Needs root.
     pub(crate) fn over(path: &Path) -> Self {
-        let path = run("losetup", &["--find", "--show", path.to_str().unwrap()]);
+        Self::attach(&[], path)
+    }
+
+    fn attach(options: &[&str], path: &Path) -> Self {
+        let path = run("losetup", &[options, &["--find", "--show", path.to_str().unwrap()]].concat());
         Self { path: path.trim().into(), backing: None }
     }
 

@@ -5,18 +5,15 @@
 
 use std::{
     io::{self, Write},
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use crate::limits;
 
-static HELD: AtomicBool = AtomicBool::new(false);
-static KEPT: Mutex<Kept> = Mutex::new(Kept { lines: Vec::new(), lost: 0 });
+static KEPT: Mutex<Kept> = Mutex::new(Kept { holding: false, lines: Vec::new(), lost: 0 });
 
 struct Kept {
+    holding: bool,
     lines: Vec<u8>,
     /// Lines that found no room.
     lost: usize,
@@ -24,17 +21,16 @@ struct Kept {
 
 /// Keeps lines from now on. One that another thread is writing at this moment is written, sooner or later.
 pub fn hold() {
+    let mut kept = kept();
     // Memory that is needed later is taken now.
-    kept().lines.reserve(limits::HELD_LOG);
-    HELD.store(true, Ordering::SeqCst);
+    kept.lines.reserve(limits::HELD_LOG);
+    kept.holding = true;
 }
 
 /// Writes what was kept, and lines as they come from now on.
 pub fn go_on() {
-    if !HELD.swap(false, Ordering::SeqCst) {
-        return;
-    }
-    let Kept { lines, lost } = std::mem::replace(&mut *kept(), Kept { lines: Vec::new(), lost: 0 });
+    let Kept { lines, lost, .. } =
+        std::mem::replace(&mut *kept(), Kept { holding: false, lines: Vec::new(), lost: 0 });
     // There is nobody to tell that the log cannot be written.
     let _ = io::stderr().write_all(&lines);
     if lost > 0 {
@@ -53,10 +49,12 @@ pub(super) struct HeldLog;
 impl Write for HeldLog {
     /// `bytes` is one line: that is how tracing writes.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if !HELD.load(Ordering::SeqCst) {
+        let mut kept = kept();
+        if !kept.holding {
+            // Who is stuck in writing keeps nobody else from keeping lines.
+            drop(kept);
             return io::stderr().write(bytes);
         }
-        let mut kept = kept();
         if kept.lines.len() + bytes.len() <= limits::HELD_LOG {
             kept.lines.extend_from_slice(bytes);
         } else {
@@ -85,8 +83,9 @@ mod tests {
             let kept = kept();
             (kept.lines.len(), kept.lost, kept.lines.capacity())
         };
-        *kept() = Kept { lines: Vec::new(), lost: 0 };
+        *kept() = Kept { holding: true, lines: Vec::new(), lost: 0 };
         go_on();
+        assert!(!kept().holding);
         assert_eq!((bytes, lost), (limits::HELD_LOG / 1000 * 1000, 5));
         assert!(room < limits::HELD_LOG * 2);
     }

@@ -90,8 +90,7 @@ fn line(status: &PointStatus, verdict: Option<&Verdict>) -> String {
 
 /// What is to be known of a point besides.
 fn remarks(point: &Point) -> impl Iterator<Item = String> + '_ {
-    let failed = point.application.as_ref().and_then(|application| application.failed.as_ref());
-    let failed = failed.map(|failed| format!("not application-consistent: {failed}"));
+    let application = point.application.as_ref().map(|application| application.to_string());
     let group = point.group.as_ref().map(|mark| {
         let missing = match &mark.missing[..] {
             [] => String::new(),
@@ -99,5 +98,5 @@ fn remarks(point: &Point) -> impl Iterator<Item = String> + '_ {
         };
         format!("group {} (barrier {}, with {}{missing})", mark.group, mark.barrier, mark.members.join(", "))
     });
-    failed.into_iter().chain(group)
+    application.into_iter().chain(group)
 }

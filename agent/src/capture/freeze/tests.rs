@@ -23,9 +23,14 @@ struct Mounted {
 
 impl Mounted {
     fn new(device: &LoopDevice, mkfs: &[&str], options: &str) -> Self {
-        let path = device.path().to_str().unwrap();
-        run(mkfs[0], &[&mkfs[1..], &[path]].concat());
-        Self::existing(device, options)
+        Self::of(device.path(), mkfs, options)
+    }
+
+    fn of(device: &Path, mkfs: &[&str], options: &str) -> Self {
+        run(mkfs[0], &[&mkfs[1..], &[device.to_str().unwrap()]].concat());
+        let dir = tempfile::tempdir().unwrap();
+        run("mount", &["-o", options, device.to_str().unwrap(), dir.path().to_str().unwrap()]);
+        Self { dir }
     }
 
     fn existing(device: &LoopDevice, options: &str) -> Self {
@@ -160,6 +165,29 @@ fn a_file_system_that_knows_no_freezing_does_not_keep_others_from_it() {
     assert!(error.contains("can be frozen") && error.contains("fuse"), "{error}");
 }
 
+/// Partitions stand for whatever lies on a disk; LVM is not to be had on every machine. See [`super::super::mounts`] for
+/// those.
+#[test]
+fn all_of_a_disk_are_frozen_once_each_wherever_they_are_mounted() {
+    let Some(disk) = LoopDevice::of_size(96 * MIB) else { return };
+    let path = disk.path().to_str().unwrap();
+    let mounted = [("1", "2048"), ("2", "67584")].map(|(number, first)| {
+        run("addpart", &[path, number, first, "65536"]);
+        Mounted::of(Path::new(&format!("{path}p{number}")), &["mkfs.ext4", "-q"], "rw")
+    });
+    let (again, sub) = (tempfile::tempdir().unwrap(), mounted[0].path().join("sub"));
+    fs::create_dir(&sub).unwrap();
+    run("mount", &["--bind", sub.to_str().unwrap(), again.path().to_str().unwrap()]);
+    let bound = Mounted { dir: again };
+    let mut freezer = freezer(&[&disk]);
+    freezer.sync().unwrap();
+    freezer.freeze(LONG).unwrap();
+    assert_eq!(freezer.frozen.as_ref().unwrap().file_systems.len(), 2);
+    assert!(mounted.iter().chain([&bound]).all(Mounted::is_frozen));
+    freezer.thaw().unwrap();
+    assert!(!mounted.iter().chain([&bound]).any(Mounted::is_frozen));
+}
+
 #[test]
 fn a_btrfs_of_several_disks_is_found_from_each() {
     let (Some(a), Some(b)) = (LoopDevice::of_size(160 * MIB), LoopDevice::of_size(160 * MIB)) else { return };
@@ -236,6 +264,19 @@ fn a_watchdog_that_is_gone_lets_nothing_be_frozen() {
     let mut freezer = freezer(&[&disk]);
     freezer.watchdog.kill_for_test();
     assert!(matches!(freezer.freeze_all(LONG), Err(Error::Watchdog(_))));
+    assert!(!mounted.is_frozen());
+}
+
+/// Then nobody would thaw if the agent failed, too; what was captured is no point.
+#[test]
+fn a_watchdog_that_is_killed_while_frozen_is_noticed_and_all_is_thawed() {
+    let Some(disk) = LoopDevice::of_size(32 * MIB) else { return };
+    let mounted = Mounted::ext4(&disk);
+    let mut freezer = freezer(&[&disk]);
+    freezer.freeze_all(LONG).unwrap();
+    freezer.watchdog.kill_for_test();
+    assert!(mounted.is_frozen());
+    assert!(matches!(freezer.thaw_all(), Err(Error::Watchdog(_))));
     assert!(!mounted.is_frozen());
 }
 
