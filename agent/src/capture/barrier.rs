@@ -371,6 +371,9 @@ impl Barrier {
             learned.note_read(wanted + extra, source.clock.now().duration_since(reading));
         }
         let window = source.clock.now().duration_since(instant);
+        if !source.tracker.saw_all()? {
+            return Ok(Round::TooMuch);
+        }
         source.indices().zip(&marked).for_each(|(disk, marked)| learned.note_marked(disk, marked));
 
         if pending.iter().any(|pending| !pending.is_empty()) {

@@ -1,7 +1,7 @@
 //! Pre-copy: reads what is dirty while it may be written, a batch at a time, in disk order.
 //!
-//! What it reads may be of no one instant and even torn: such a block was marked again, or will be when the write
-//! completes, so that a later round or the barrier reads it anew. Its order is a cursor over all disks; it reads
+//! What it reads may be of no one instant and even torn: such a block is marked in the active generation, so that a later
+//! round or the barrier reads it anew. The caller asks [`crate::tracker::Tracker::may_read`] first. Its order is a cursor over all disks; it reads
 //! each block at most once in a pass, however hot.
 //!
 //! Between a batch's reading and its sealing no marks may be taken (see docs/barrier.md, rule 3).

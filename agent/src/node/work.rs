@@ -22,6 +22,9 @@ const FORGET_EVERY: Duration = Duration::from_secs(2);
 /// How long a harvest waits for writes in flight; then it is left for the next time.
 const HARVEST_DRAIN: Duration = Duration::from_millis(100);
 
+/// Time between two looks whether writes of before a flip are complete, before pre-copy reads.
+const READ_POLL: Duration = Duration::from_millis(1);
+
 /// Blocks of a harvest that are worth noting as often written; more tell nothing.
 const NOTED_BLOCKS: u64 = 16 << 10;
 
@@ -78,7 +81,7 @@ impl Node {
         }
         match std::mem::replace(&mut self.work, Work::Idle) {
             Work::Idle => return self.decide(now),
-            Work::Precopy { over } => self.step_precopy(over, now),
+            Work::Precopy { over } => return self.step_precopy(over, now),
             Work::Rounds => self.step_rounds(now),
             Work::Sealing(sealing) => return self.step_sealing(sealing, now),
         }
@@ -144,22 +147,32 @@ impl Node {
         Ok(())
     }
 
-    fn step_precopy(&mut self, over: bool, now: Instant) {
+    fn step_precopy(&mut self, over: bool, now: Instant) -> Step {
         if over || self.packing.len() >= PIPELINE {
             if self.seal_next() {
                 self.work = Work::Precopy { over };
             }
-            return;
+            return Step::Worked;
+        }
+        self.work = Work::Precopy { over };
+        match self.source.tracker.may_read() {
+            Ok(true) => (),
+            Ok(false) => return Step::Waits(Waiting::Until(now + READ_POLL)),
+            Err(error) => {
+                self.fail(&error.into(), now);
+                return Step::Worked;
+            }
         }
         let batch = self.precopy.batch(&mut self.source);
         self.work = Work::Precopy { over: batch.is_none() };
-        let Some(batch) = batch else { return };
+        let Some(batch) = batch else { return Step::Worked };
         if let Some(error) = batch.error {
             self.fail(&error, now);
         } else {
             self.trouble = None;
         }
         self.submit(batch.contents);
+        Step::Worked
     }
 
     fn step_sealing(&mut self, mut sealing: Box<Sealing>, now: Instant) -> Step {

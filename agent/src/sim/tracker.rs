@@ -7,7 +7,7 @@ use engine::{
     units::{Block, DiskIndex},
 };
 
-use super::{SimVm, writers::Event};
+use super::{SimVm, World, writers::Writer};
 use crate::tracker::{DiskMaps, Tracker, TrackerError};
 
 /// What the kernel holds of it: outlives the agent.
@@ -19,9 +19,8 @@ pub(super) struct Marks {
     inside: BTreeMap<u64, u32>,
     /// Writes in flight, by the generation they were issued under.
     flight: BTreeMap<u64, u32>,
-    /// Per disk: blocks marked under the active generation (as issued, as completed) and under the ended one.
+    /// Per disk: blocks marked under the active generation and under the ended one.
     issued: Vec<BTreeSet<u64>>,
-    completed: Vec<BTreeSet<u64>>,
     ended: Vec<BTreeSet<u64>>,
     untaken: Vec<bool>,
 }
@@ -31,7 +30,7 @@ impl Marks {
         let sets = || vec![BTreeSet::new(); disks];
         let (inside, flight) = (BTreeMap::new(), BTreeMap::new());
         let untaken = vec![false; disks];
-        Self { active: 0, inside, flight, issued: sets(), completed: sets(), ended: sets(), untaken }
+        Self { active: 0, inside, flight, issued: sets(), ended: sets(), untaken }
     }
 
     pub(super) fn count_in(&mut self) -> u64 {
@@ -47,18 +46,14 @@ impl Marks {
         self.active == generation
     }
 
-    pub(super) fn mark(&mut self, event: Event, generation: u64, disk: usize, block: u64) {
-        let marked = match event {
-            _ if generation + 1 == self.active => &mut self.ended,
-            Event::Issued => &mut self.issued,
-            Event::Completed => &mut self.completed,
-        };
+    pub(super) fn mark(&mut self, generation: u64, disk: usize, block: u64) {
+        let marked = if generation + 1 == self.active { &mut self.ended } else { &mut self.issued };
         assert!(generation + 1 >= self.active, "the flip waits for marks under the generation it ends");
         marked[disk].insert(block);
     }
 
     pub(super) fn is_marked(&self, disk: usize, block: u64) -> bool {
-        [&self.issued, &self.completed, &self.ended].iter().any(|marks| marks[disk].contains(&block))
+        [&self.issued, &self.ended].iter().any(|marks| marks[disk].contains(&block))
     }
 
     pub(super) fn enter_flight(&mut self, generation: u64) {
@@ -74,7 +69,6 @@ impl Marks {
         self.active += 1;
         for disk in 0..self.ended.len() {
             self.ended[disk] = std::mem::take(&mut self.issued[disk]);
-            self.ended[disk].append(&mut self.completed[disk]);
             self.untaken[disk] = true;
         }
     }
@@ -137,8 +131,13 @@ impl Tracker for SimTracker {
     fn drained(&self) -> Result<bool, TrackerError> {
         let mut world = self.0.lock();
         world.work();
+        settle_unseen(&mut world);
         let active = world.marks.active;
         Ok(world.marks.flight.range(..active).next().is_none())
+    }
+
+    fn may_read(&self) -> Result<bool, TrackerError> {
+        self.drained()
     }
 
     fn take(&mut self, disk: DiskIndex, limit: u64) -> Result<Option<ExtentSet>, TrackerError> {
@@ -156,4 +155,16 @@ impl Tracker for SimTracker {
     fn maps(&self, disk: DiskIndex) -> &DiskMaps {
         self.0.maps(disk)
     }
+}
+
+/// Asks the disks, as the tracker does for completions that it did not see.
+fn settle_unseen(world: &mut World) {
+    if world.writers.iter().any(Writer::is_busy) {
+        return;
+    }
+    let World { writers, marks, .. } = world;
+    writers
+        .iter_mut()
+        .filter_map(Writer::forget_unseen)
+        .for_each(|generation| marks.leave_flight(generation));
 }

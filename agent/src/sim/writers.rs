@@ -9,11 +9,18 @@ pub(super) struct Writer {
     write: Option<Write>,
     /// The last write that was acknowledged to it: the next may depend on it.
     last: Option<(usize, u64, u64)>,
+    /// Generation of a write that is complete, which the tracker did not see.
+    unseen: Option<u64>,
 }
 
 impl Writer {
     pub(super) fn is_busy(&self) -> bool {
         self.write.is_some()
+    }
+
+    /// The disks were seen without a write in flight, so all that were issued are complete.
+    pub(super) fn forget_unseen(&mut self) -> Option<u64> {
+        self.unseen.take()
     }
 
     pub(super) fn is_writing(&self, disk: usize, block: u64) -> bool {
@@ -35,20 +42,18 @@ struct Write {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    CountIn(Event),
-    Check(Event),
-    Mark(Event),
-    CountOut(Event),
+    CountIn,
+    Check,
+    Mark,
+    CountOut,
     FirstHalf,
     SecondHalf,
+    Complete,
     Acknowledge,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Event {
-    Issued,
-    Completed,
-}
+/// One of so many completions is not seen.
+const UNSEEN: u32 = 50;
 
 /// One step of one writer.
 pub(super) fn step(world: &mut World, index: usize) {
@@ -59,29 +64,27 @@ pub(super) fn step(world: &mut World, index: usize) {
         return;
     };
     write.next = match write.next {
-        Step::CountIn(event) => {
+        Step::CountIn => {
             write.counted = world.marks.count_in();
-            Step::Check(event)
+            Step::Check
         }
-        Step::Check(event) if world.marks.is_active(write.counted) => Step::Mark(event),
-        Step::Check(event) => {
+        Step::Check if world.marks.is_active(write.counted) => Step::Mark,
+        Step::Check => {
             world.marks.count_out(write.counted);
-            Step::CountIn(event)
+            Step::CountIn
         }
-        Step::Mark(event) => {
-            world.marks.mark(event, write.counted, write.disk, write.block);
-            match event {
-                Event::Issued => {
-                    write.issued = write.counted;
-                    world.marks.enter_flight(write.issued);
-                }
-                Event::Completed => world.marks.leave_flight(write.issued),
-            }
-            Step::CountOut(event)
+        Step::Mark => {
+            world.marks.mark(write.counted, write.disk, write.block);
+            write.issued = write.counted;
+            // The request is the one whose completion was not seen.
+            let before = world.writers[index].unseen.take();
+            world.marks.enter_flight(write.issued);
+            before.into_iter().for_each(|before| world.marks.leave_flight(before));
+            Step::CountOut
         }
-        Step::CountOut(event) => {
+        Step::CountOut => {
             world.marks.count_out(write.counted);
-            if event == Event::Issued { Step::FirstHalf } else { Step::Acknowledge }
+            Step::FirstHalf
         }
         Step::FirstHalf => {
             apply(world, &write, write.second_half_first);
@@ -89,7 +92,15 @@ pub(super) fn step(world: &mut World, index: usize) {
         }
         Step::SecondHalf => {
             apply(world, &write, !write.second_half_first);
-            Step::CountIn(Event::Completed)
+            Step::Complete
+        }
+        Step::Complete => {
+            if world.rng.random_ratio(1, UNSEEN) {
+                world.writers[index].unseen = Some(write.issued);
+            } else {
+                world.marks.leave_flight(write.issued);
+            }
+            Step::Acknowledge
         }
         Step::Acknowledge => {
             world.history.acknowledge(write.disk, write.block, write.version);
@@ -111,7 +122,7 @@ fn begin(world: &mut World, index: usize) -> Option<Write> {
     }
     let version = world.history.begin(disk, block, world.writers[index].last);
     let second_half_first = world.rng.random_bool(0.5);
-    let next = Step::CountIn(Event::Issued);
+    let next = Step::CountIn;
     Some(Write { disk, block, version, counted: 0, issued: 0, second_half_first, next })
 }
 

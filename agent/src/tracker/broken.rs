@@ -36,6 +36,14 @@ impl Tracker for BrokenTracker {
         self.inner.drained()
     }
 
+    fn may_read(&self) -> Result<bool, TrackerError> {
+        self.inner.may_read()
+    }
+
+    fn saw_all(&self) -> Result<bool, TrackerError> {
+        self.inner.saw_all()
+    }
+
     fn seems_quiet(&self) -> bool {
         self.inner.seems_quiet()
     }

@@ -66,7 +66,7 @@ pub enum TrackerError {
     )]
     StillInFlight {
         /// How many.
-        writes: u64,
+        writes: usize,
         /// How long it was waited for.
         after_ms: u128,
     },

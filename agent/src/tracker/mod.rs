@@ -49,6 +49,18 @@ pub trait Tracker: Send {
     /// Whether every write that was issued before the last flip has completed, as far as can be proven.
     fn drained(&self) -> Result<bool, TrackerError>;
 
+    /// Whether dirty blocks may be read for sending. One read while a write of before the last flip is in flight would
+    /// not be marked again when that completes. A tracker that finds such a change all the same always says yes.
+    fn may_read(&self) -> Result<bool, TrackerError> {
+        Ok(true)
+    }
+
+    /// Whether no write since the last flip escaped it, as far as blocks are concerned that were found unwritten; if
+    /// not, everything is dirty with the next take.
+    fn saw_all(&self) -> Result<bool, TrackerError> {
+        Ok(true)
+    }
+
     /// Whether no write seems to be in flight just now. Only a hint, and costs nothing: a flip at such a moment has
     /// nothing to wait for.
     fn seems_quiet(&self) -> bool {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 OR MIT
 //
-// Marks every write to the protected disks, when it is issued and again when it completes.
+// Marks every write to the protected disks when it is issued, and knows which of them are in flight.
 //
 // User space reads and clears the marks; the byte-for-byte layout of `struct control` and of the marks is
 // described, and checked against this file by a test, in ../ebpf/layout.rs. Built by scripts/build-bpf.
@@ -14,12 +14,16 @@
 // Counts are per generation and CPU. A program that finds the generation changed counts itself out and starts
 // over, so no mark can reach a generation whose counts were seen at zero after the change.
 //
-// Why each program exists three times: the kernel refuses to run a tracepoint program on a CPU where the same
-// program is already running, for instance when an interrupt completes a request in the midst of it, and only
-// counts the miss. Preemption is off around tracepoints, so at most three contexts nest (task, softirq,
-// hardirq): of three identical programs on one tracepoint, at least one is free. (The loader refuses
-// PREEMPT_RT.) It follows that everything here must be idempotent: the same event is seen up to three times.
-// What the first copy did the others find done, by looking only (`nothing_to_do`).
+// A completion frees the request's entry among those in flight; the write was marked when it was issued, and user
+// space reads nothing while writes of before its last flip are in flight. Only one that has no entry, since it was
+// issued before these programs were there or when there was no room, is marked now, and so are parts of one.
+//
+// The kernel skips a tracepoint program on a CPU where it is already running, and counts that. It never does at the
+// issue: programs run with preemption off, and in interrupts no request is issued (blk_mq_run_hw_queue warns of those
+// who try); user space checks the kernel's count nevertheless. It may at a completion, when an interrupt completes
+// a request in the midst of another one's completion. The skipped one's entry then stays until the request is issued
+// again or user space sees the disks without a write in flight: what is said to be in flight may be complete, never
+// the other way round.
 //
 // What cannot be marked exactly sets the disk's `overflow` flag, which means: anything may have been written.
 // Reads, flushes and pass-through commands do not mark; the contents of the latter are unknown to the kernel.
@@ -30,24 +34,20 @@
 #define CPUS 1024
 #define TABLE 1024    /* entries of the disk table */
 #define PROBES 8      /* of them, those in a row where a disk may be */
-#define BUCKETS 16384
+#define BUCKETS 2048
 #define BUCKET_ENTRIES 8 /* one cache line */
 #define BIOS 4096     /* of one discard; drivers merge at most a few hundred */
 #define ATTEMPTS 8    /* to count in; each needs another flip in between to fail */
 
 enum event { ISSUED = 0, COMPLETED = 1 };
 
-/*
- * `inside` counts the programs counted in, `inflight` the writes issued and not yet complete, both by generation.
- * One CPU's count of writes may be negative, since another may complete them; only the sum means anything.
- */
 struct control {
 	__u64 header[16]; /* of user space */
 	__u64 flips;
-	__u64 unknown;    /* writes in flight that `inflight` lacks */
+	__u64 unknown;    /* writes that may be in flight although `inflight` lacks them */
 	__u64 pad[6];
 	struct { __u64 header[4], overflow[2], pad[2]; } disk[DISKS];
-	struct { __u64 inside[2], inflight[2], pad[4]; } cpu[CPUS];
+	struct { __u64 inside[2], pad[6]; } cpu[CPUS]; /* programs counted in, by generation */
 };
 
 struct {
@@ -86,12 +86,13 @@ struct {
 
 /*
  * Writes in flight: what tells the request from others | generation, 0 = free. One request is issued or completed by one
- * CPU at a time, so its entry has one writer. Not a BPF hash, whose bucket locks refuse an interrupt that
- * meets them taken, and whose delete could so fail.
+ * CPU at a time, so its entry has one writer, and user space, which frees those of the ended generation when nothing is
+ * in flight. Not a BPF hash, whose bucket locks refuse an interrupt that meets them taken.
  */
 struct bucket { __u64 entry[BUCKET_ENTRIES]; };
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, BUCKETS);
 	__type(key, __u32);
 	__type(value, struct bucket);
@@ -248,23 +249,19 @@ static __always_inline __u32 count_in(struct control *c, __u32 cpu)
 
 static __always_inline struct bucket *bucket_of(__u64 rq)
 {
-	__u32 key = ((rq >> 6) * 0x9e3779b97f4a7c15ULL) >> 50;
-	_Static_assert(BUCKETS == 1 << (64 - 50), "the hash has as many values as there are buckets");
+	__u32 key = ((rq >> 6) * 0x9e3779b97f4a7c15ULL) >> 53;
+	_Static_assert(BUCKETS == 1 << (64 - 53), "the hash has as many values as there are buckets");
 	return bpf_map_lookup_elem(&inflight, &key);
 }
 
-/*
- * Finds the entry of a request, or else a free one; BUCKET_ENTRIES if there is neither. All that was looked at is
- * added to `seen`.
- */
-static __always_inline __u32 find(const struct bucket *bucket, __u64 rq, __u64 *found, __u64 *seen)
+/* Finds the entry of a request, or else a free one; BUCKET_ENTRIES if there is neither. */
+static __always_inline __u32 find(const struct bucket *bucket, __u64 rq, __u64 *found)
 {
 	__u32 at = BUCKET_ENTRIES;
 
 	*found = 0;
 	for (__u32 i = 0; i < BUCKET_ENTRIES; i++) {
 		__u64 entry = *(volatile __u64 *)&bucket->entry[i];
-		*seen |= entry;
 		if ((entry & ~1ULL) == rq) {
 			*found = entry;
 			return i;
@@ -275,89 +272,41 @@ static __always_inline __u32 find(const struct bucket *bucket, __u64 rq, __u64 *
 	return at;
 }
 
-/* Notes that a write of generation g is in flight. A requeued one moves to the generation of its last issue. */
-static __always_inline void begin(struct control *c, __u32 cpu, __u64 rq, __u32 g)
+/*
+ * Notes that a write of generation g is in flight. If the request has an entry, then what it was issued for before is
+ * complete, or was given back by the driver.
+ */
+static __always_inline void begin(struct control *c, __u64 rq, __u32 g)
 {
 	struct bucket *bucket = bucket_of(rq);
-	__u64 was, seen = 0;
+	__u64 was;
 
 	/* Others may take a free entry first, a few times over. */
 	for (int i = 0; bucket && i < ATTEMPTS; i++) {
-		__u32 at = find(bucket, rq, &was, &seen);
+		__u32 at = find(bucket, rq, &was);
 		if (at == BUCKET_ENTRIES)
 			break;
-		if (was && (was & 1) == g)
+		if (__sync_val_compare_and_swap(&bucket->entry[at & (BUCKET_ENTRIES - 1)], was, rq | g) == was)
 			return;
-		if (__sync_val_compare_and_swap(&bucket->entry[at & (BUCKET_ENTRIES - 1)], was, rq | g) != was)
-			continue;
-		__sync_fetch_and_add(&c->cpu[cpu].inflight[g & 1], 1);
-		if (was)
-			__sync_fetch_and_add(&c->cpu[cpu].inflight[was & 1], -1);
-		return;
 	}
 	__sync_fetch_and_add(&c->unknown, 1);
 }
 
-/* Notes that a write is no longer in flight. Only who frees the entry lowers the count. */
-static __always_inline void end(struct control *c, __u32 cpu, __u64 rq)
+/* Notes that a write is no longer in flight; false if it has no entry. */
+static __always_inline int end(__u64 rq)
 {
 	struct bucket *bucket = bucket_of(rq);
-	__u64 was, seen = 0;
+	__u64 was;
 	__u32 at;
 
 	if (!bucket)
-		return;
-	at = find(bucket, rq, &was, &seen);
-	if (was && at < BUCKET_ENTRIES && __sync_val_compare_and_swap(&bucket->entry[at], was, 0) == was)
-		__sync_fetch_and_add(&c->cpu[cpu].inflight[was & 1], -1);
-}
-
-/*
- * Whether all granules of an ordinary write are marked in generation g. Not sure, 0, beyond one word of marks. What was
- * looked at is added to `seen`.
- */
-static __always_inline int is_marked(struct request *rq, const struct disk *disk, enum event event, __u32 g,
-				     __u32 bytes, __u64 *seen)
-{
-	struct run run;
-	__u64 *bits, marked;
-	__u32 word;
-
-	if ((rq->cmd_flags & REQ_OP_MASK) != REQ_OP_WRITE || bytes == 0)
 		return 0;
-	run = run_of(disk, event, g, rq->__sector, bytes);
-	if (run.first >> 6 != run.last >> 6 || run.last >= disk->granules)
+	at = find(bucket, rq, &was);
+	if (!was || at >= BUCKET_ENTRIES)
 		return 0;
-	word = run.bits + (run.first >> 6);
-	bits = bpf_map_lookup_elem(&marks, &word);
-	if (!bits)
-		return 0;
-	marked = *(volatile __u64 *)bits;
-	*seen |= marked;
-	return !(~marked & mask_of(&run, 0));
-}
-
-/*
- * Whether everything that this event has to leave behind under the active generation is there already. Looks
- * without counting in, and so believes what it saw only if no flip came in between.
- */
-static __always_inline int nothing_to_do(struct control *c, struct request *rq, const struct disk *disk,
-					 enum event event, __u32 bytes, __u64 address)
-{
-	__u64 flips = *(volatile __u64 *)&c->flips, entry, seen = 0;
-	struct bucket *bucket = bucket_of(address);
-	__u32 g = flips & 1;
-
-	if (!bucket)
-		return 0;
-	find(bucket, address, &entry, &seen);
-	if (event == ISSUED ? !entry || (entry & 1) != g : entry && bytes >= rq->__data_len)
-		return 0;
-	if (!is_marked(rq, disk, event, g, bytes, &seen))
-		return 0;
-	/* Nothing of it may be looked at after the flips: an address that depends on it keeps CPUs from that. */
-	asm volatile("%0 &= 0" : "+r"(seen));
-	return *(volatile __u64 *)((char *)&c->flips + seen) == flips;
+	/* If user space was first, the entry may be another's by now. */
+	__sync_val_compare_and_swap(&bucket->entry[at], was, 0);
+	return 1;
 }
 
 /* The protected disk that a request is for, or null. */
@@ -386,16 +335,8 @@ static __always_inline const struct disk *disk_of(struct request *rq)
 	return 0;
 }
 
-/* What each copy does; the first of the three finds nothing done but in rare cases, and does not look. */
-static __always_inline int observe(__u64 *args, enum event event, int first)
+static __always_inline int may_write(const struct request *rq)
 {
-	struct request *rq = (struct request *)args[0];
-	__u32 bytes = event == ISSUED ? rq->__data_len : args[2];
-	__u32 zero = 0, cpu = bpf_get_smp_processor_id(), g, slot;
-	const struct disk *disk;
-	struct control *c;
-	__u64 address;
-
 	switch (rq->cmd_flags & REQ_OP_MASK) {
 	case REQ_OP_READ:
 	case REQ_OP_FLUSH:
@@ -403,41 +344,64 @@ static __always_inline int observe(__u64 *args, enum event event, int first)
 	case REQ_OP_DRV_OUT:
 		return 0;
 	}
-	disk = disk_of(rq);
-	c = bpf_map_lookup_elem(&control, &zero);
-	if (!disk || !c)
-		return 0;
-	/* What tells requests apart: their distance from a fixed address, since a pointer is no number to the verifier. */
-	address = (char *)rq - (char *)c;
-	if (!first && nothing_to_do(c, rq, disk, event, bytes, address))
-		return 0;
-	slot = disk->slot & (DISKS - 1);
+	return 1;
+}
+
+/* Marks what a request covers; at its issue notes, too, that it is in flight. */
+static __always_inline void mark(struct control *c, struct request *rq, const struct disk *disk, enum event event,
+				 __u32 bytes, __u64 address)
+{
+	__u32 cpu = bpf_get_smp_processor_id(), slot = disk->slot & (DISKS - 1), g;
+
 	g = cpu < CPUS ? count_in(c, cpu) : 2;
 	if (g > 1) { /* Not counted in, so both generations must hear of it. */
 		__sync_fetch_and_add(&c->unknown, 1);
 		*(volatile __u64 *)&c->disk[slot].overflow[0] = 1;
 		*(volatile __u64 *)&c->disk[slot].overflow[1] = 1;
-		return 0;
+		return;
 	}
 	cpu &= CPUS - 1;
 	if (!mark_request(rq, disk, event, g, bytes))
 		*(volatile __u64 *)&c->disk[slot].overflow[g] = 1;
 	if (event == ISSUED)
-		begin(c, cpu, address, g);
-	else if (bytes >= rq->__data_len)
-		end(c, cpu, address);
+		begin(c, address, g);
 	add_ordered(&c->cpu[cpu].inside[g], -1);
+}
+
+/* What tells requests apart: their distance from a fixed address, since a pointer is no number to the verifier. */
+static __always_inline __u64 address_of(const struct request *rq, const struct control *c)
+{
+	return (char *)rq - (char *)c;
+}
+
+/* Arguments: struct request *rq. */
+SEC("tp_btf/block_rq_issue") int issue(__u64 *args)
+{
+	struct request *rq = (struct request *)args[0];
+	const struct disk *disk;
+	struct control *c;
+	__u32 zero = 0;
+
+	if (!may_write(rq) || !(disk = disk_of(rq)) || !(c = bpf_map_lookup_elem(&control, &zero)))
+		return 0;
+	mark(c, rq, disk, ISSUED, rq->__data_len, address_of(rq, c));
 	return 0;
 }
 
-/* Arguments: (struct request *rq) and (struct request *rq, blk_status_t error, unsigned int bytes). */
-#define PROGRAMS(copy, first)                                                                                \
-	SEC("tp_btf/block_rq_issue") int issue_##copy(__u64 *args) { return observe(args, ISSUED, first); }   \
-	SEC("tp_btf/block_rq_complete") int complete_##copy(__u64 *args) { return observe(args, COMPLETED, first); }
+/* Arguments: struct request *rq, blk_status_t error, unsigned int bytes; fewer bytes than it has left are a part. */
+SEC("tp_btf/block_rq_complete") int complete(__u64 *args)
+{
+	struct request *rq = (struct request *)args[0];
+	__u32 bytes = args[2], zero = 0;
+	const struct disk *disk;
+	struct control *c;
 
-PROGRAMS(a, 1)
-PROGRAMS(b, 0)
-PROGRAMS(c, 0)
+	if (!may_write(rq) || !(disk = disk_of(rq)) || !(c = bpf_map_lookup_elem(&control, &zero)))
+		return 0;
+	if (bytes < rq->__data_len || !end(address_of(rq, c)))
+		mark(c, rq, disk, COMPLETED, bytes, 0);
+	return 0;
+}
 
 /* The kernel lets only GPL-compatible programs use tracing helpers. */
 char _license[] SEC("license") = "Dual MIT/GPL";

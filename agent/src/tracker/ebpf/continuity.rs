@@ -28,7 +28,7 @@ pub(super) fn find(dirs: &[PathBuf], purpose: Purpose) -> Result<Result<Set, Los
         Err(LostReason::Rebooted)
     } else if found.stream != purpose.stream {
         Err(LostReason::OtherStream)
-    } else if !programs::all_attached(&set.dir)? {
+    } else if programs::attached(&set.dir)?.is_none() {
         Err(LostReason::Detached)
     } else {
         Ok(set)

@@ -112,16 +112,14 @@ impl Control {
         (0..cpus).all(|cpu| self.word(of_cpu(cpu) + generation).load(Acquire) == 0)
     }
 
-    /// Writes in flight that were issued under `generation`. If it has ended, its counts only fall, so a sum of 0 is
-    /// true although it was not taken at one instant; else it is a guess.
-    pub(super) fn inflight(&self, generation: usize, cpus: usize) -> u64 {
-        let of_cpu = |cpu| self.word(of_cpu(cpu) + at::CPU_INFLIGHT + generation).load(Acquire);
-        (0..cpus).map(of_cpu).fold(0, u64::wrapping_add)
-    }
-
-    /// Writes that may be in flight without being counted.
+    /// Writes that may be in flight without being known one by one.
     pub(super) fn unknown(&self) -> &AtomicU64 {
         self.word(at::UNKNOWN)
+    }
+
+    /// Skipped runs of the program at the issue after which all was taken for dirty.
+    pub(super) fn missed(&self) -> &AtomicU64 {
+        self.word(at::MISSED)
     }
 
     /// Not 0: anything on the disk may have been written under `generation`.

@@ -1,4 +1,4 @@
-//! Layout of the two mapped BPF arrays, as user space and `../bpf/tracker.bpf.c` both see them.
+//! Layout of the mapped BPF arrays, as user space and `../bpf/tracker.bpf.c` both see them.
 //!
 //! `control` is one value of [`control::WORDS`] 64-bit words, `marks` an array of words holding for each disk
 //! in turn, every part starting on a cache line:
@@ -11,20 +11,25 @@
 //! each granule, followed by a summary with one bit for each 64-bit word, so that taking a few marks does not
 //! scan the whole plane. The last three belong to user space and have no summary.
 //!
-//! Versions: 1, the first.
+//! `inflight` is [`FLIGHT_WORDS`] words, one for each write that may be in flight.
+//!
+//! Versions: 2; 1 also counted writes in flight by CPU.
 
 use std::ops::Range;
 
 use engine::dirty_map::Granularity;
 
 /// Version of both layouts. Maps of another version are not continued.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 
 /// Disks that one tracker can follow.
 pub const DISKS: usize = 64;
 
 /// CPUs that the machine may have.
 pub const CPUS: usize = 1024;
+
+/// Words of `inflight`: so many writes can be in flight.
+pub(super) const FLIGHT_WORDS: usize = 2048 * 8;
 
 /// Words of `struct disk`.
 pub const DESCRIPTION_WORDS: usize = 9;
@@ -59,6 +64,8 @@ pub mod control {
     pub const OBJECT: usize = 6;
     /// Stream id, two words.
     pub const STREAM: usize = 8;
+    /// Skipped runs of the program at the issue after which all was taken for dirty.
+    pub const MISSED: usize = 10;
 
     /// Number of flips; the active generation is its lowest bit.
     pub const FLIPS: usize = 16;
@@ -82,8 +89,6 @@ pub mod control {
     pub const CPU: usize = DISK + DISKS * DISK_WORDS;
     /// Words of such a record.
     pub const CPU_WORDS: usize = 8;
-    /// In a CPU's record: writes issued less writes completed, by the generation they were issued under.
-    pub const CPU_INFLIGHT: usize = 2;
 
     /// Words of the whole value.
     pub const WORDS: usize = CPU + CPUS * CPU_WORDS;
@@ -224,6 +229,7 @@ mod tests {
         };
         assert_eq!((define("DISKS"), define("CPUS")), (DISKS, CPUS));
         assert_eq!((define("TABLE"), define("PROBES")), (TABLE as usize, PROBES as usize));
+        assert_eq!(define("BUCKETS") * define("BUCKET_ENTRIES"), FLIGHT_WORDS);
 
         let body = source.split("struct control {").nth(1).unwrap().split("\n};").next().unwrap();
         let (mut at, mut found) = (0, HashMap::new());
@@ -254,7 +260,6 @@ mod tests {
         is("disk.overflow", control::DISK + control::DISK_OVERFLOW);
         is("disk step", control::DISK_WORDS);
         is("cpu.inside", control::CPU);
-        is("cpu.inflight", control::CPU + control::CPU_INFLIGHT);
         is("cpu step", control::CPU_WORDS);
         assert_eq!(at, control::WORDS);
     }

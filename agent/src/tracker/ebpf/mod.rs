@@ -1,4 +1,4 @@
-//! The `ebpf` tracker: the kernel marks each write as it is issued and as it completes.
+//! The `ebpf` tracker: the kernel marks each write as it is issued, and knows which are in flight.
 //!
 //! `../bpf/tracker.bpf.c` explains how a mark finds its generation. Maps and programs are pinned, so tracking
 //! goes on while the agent is not running; whether it did without a gap is proven when they are opened again.
@@ -6,7 +6,9 @@
 
 mod continuity;
 mod control;
+mod flight;
 pub mod layout;
+mod misses;
 mod pins;
 mod programs;
 mod set;
@@ -31,6 +33,7 @@ use engine::{
 use self::{
     control::Purpose,
     layout::{DISKS, Event},
+    misses::Misses,
     pins::Pins,
     set::Set,
 };
@@ -45,10 +48,15 @@ const STILL_WITHIN: Duration = Duration::from_secs(1);
 /// How long a flip waits for writes of the generation before.
 const DRAINED_WITHIN: Duration = Duration::from_secs(2);
 
+/// Time after a flip in which writes in flight are waited for without asking the disks whether they have any.
+const ASK_AFTER: Duration = Duration::from_millis(5);
+
 /// Marks of writes to whole disks, set by the kernel.
 #[derive(Debug)]
 pub struct EbpfTracker {
     set: Set,
+    misses: Misses,
+    flipped: Instant,
     disks: Vec<Disk>,
     active: usize,
     cpus: usize,
@@ -103,7 +111,11 @@ impl EbpfTracker {
             untaken: true,
         };
         let disks: Vec<Disk> = devices.into_iter().enumerate().map(disk).collect();
-        let mut tracker = Self { active: set.control.active(), set, disks, cpus, _pins: pins };
+        let misses = programs::attached(&set.dir)?.ok_or_else(|| TrackerError::Unsupported {
+            reason: "somebody removes its pins below /sys/fs/bpf".into(),
+        })?;
+        let (active, flipped) = (set.control.active(), Instant::now());
+        let mut tracker = Self { active, flipped, set, misses, disks, cpus, _pins: pins };
         // The process before may have died between a flip and taking what it ended.
         for disk in 0..tracker.disks.len() {
             tracker.take(DiskIndex(disk as u16), 0)?;
@@ -121,9 +133,33 @@ impl EbpfTracker {
         1 - self.active
     }
 
-    /// Writes in flight that were issued before the last flip.
-    fn inflight(&self) -> u64 {
-        self.set.control.inflight(self.ended(), self.cpus)
+    /// Whether no write of before the last flip is in flight. A completion that was not seen may leave one in the table
+    /// for long, so after a while the disks are asked: if none of them has a write in flight, those are complete.
+    fn none_in_flight(&self) -> Result<bool, TrackerError> {
+        let flight = self.set.flight();
+        if flight.is_empty(self.ended()) {
+            return Ok(true);
+        }
+        if self.flipped.elapsed() < ASK_AFTER || !self.are_quiet()? {
+            return Ok(false);
+        }
+        flight.free(self.ended());
+        Ok(true)
+    }
+
+    /// Whether each disk was seen without a write in flight.
+    fn are_quiet(&self) -> Result<bool, TrackerError> {
+        for disk in &self.disks {
+            if !disk.device.is_quiet()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// From the next take on everything is dirty.
+    fn take_all_for_written(&self) {
+        (0..self.disks.len()).for_each(|disk| self.set.control.overflow(disk, self.active).store(1, SeqCst));
     }
 
     fn wait_still(&self, generation: usize) -> Result<(), TrackerError> {
@@ -144,13 +180,13 @@ impl Tracker for EbpfTracker {
             return Err(TrackerError::NotTaken(DiskIndex(disk as u16)));
         }
         let (ending, next) = (self.active, self.ended());
-        // Its count of writes in flight must start from nothing, or two epochs would mix in it.
-        if !wait_until(DRAINED_WITHIN, || self.inflight() == 0) {
-            let after_ms = DRAINED_WITHIN.as_millis();
-            return Err(TrackerError::StillInFlight { writes: self.inflight(), after_ms });
+        // There must be no writes in flight of what becomes active again, or two epochs would mix in it.
+        if !wait_until(DRAINED_WITHIN, || self.set.flight().is_empty(next)) && !self.none_in_flight()? {
+            let (writes, after_ms) = (self.set.flight().count(next), DRAINED_WITHIN.as_millis());
+            return Err(TrackerError::StillInFlight { writes, after_ms });
         }
         self.set.control.flip();
-        self.active = next;
+        (self.active, self.flipped) = (next, Instant::now());
         self.disks.iter_mut().for_each(|disk| disk.untaken = true);
         self.wait_still(ending)
     }
@@ -161,18 +197,36 @@ impl Tracker for EbpfTracker {
         let control = &self.set.control;
         let unknown = control.unknown().load(Acquire);
         if unknown > 0 {
-            for disk in &self.disks {
-                if !disk.device.is_quiet()? {
-                    return Ok(false);
-                }
+            if !self.are_quiet()? {
+                return Ok(false);
+            }
+            // They were marked as they completed, if all completions were seen.
+            if self.misses.completions()? > 0 {
+                self.take_all_for_written();
             }
             control.unknown().fetch_sub(unknown, AcqRel);
         }
-        Ok(self.inflight() == 0)
+        self.none_in_flight()
+    }
+
+    /// Writes that the programs could not count do not keep from reading: they are marked as they complete.
+    fn may_read(&self) -> Result<bool, TrackerError> {
+        self.none_in_flight()
+    }
+
+    fn saw_all(&self) -> Result<bool, TrackerError> {
+        let (missed, known) = (self.misses.issues()?, self.set.control.missed());
+        if missed != known.load(Acquire) {
+            tracing::error!(missed, "the kernel let writes pass unmarked: all disks are taken for written");
+            self.take_all_for_written();
+            known.store(missed, Release);
+        }
+        let overflow = |disk| self.set.control.overflow(disk, self.active).load(Acquire) != 0;
+        Ok(!(0..self.disks.len()).any(overflow))
     }
 
     fn seems_quiet(&self) -> bool {
-        self.set.control.inflight(self.active, self.cpus) == 0
+        self.set.flight().is_empty(self.active)
     }
 
     fn take(&mut self, disk: DiskIndex, limit: u64) -> Result<Option<ExtentSet>, TrackerError> {

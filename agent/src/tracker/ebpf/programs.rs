@@ -2,7 +2,12 @@
 //!
 //! Knows files and the kernel's BPF objects; what the maps hold is [`super::set`]'s.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    sync::Arc,
+};
 
 use aya::{
     Btf, BtfError, Ebpf, EbpfLoader,
@@ -18,24 +23,27 @@ use engine::{io::SharedWords, units::Digest};
 use super::{
     super::{TrackerError, block_device::truncated},
     control::Control,
+    flight::Flight,
     layout,
+    misses::Misses,
 };
 
 /// The programs, compiled by `scripts/build-bpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../bpf/tracker.bpf.o");
 
-const TRACEPOINTS: [(&str, &str); 2] = [("issue", "block_rq_issue"), ("complete", "block_rq_complete")];
-const COPIES: [&str; 3] = ["a", "b", "c"];
+/// Each with its tracepoint, in the order in which they are attached: a write that `issue` saw is seen by `complete`.
+const PROGRAMS: [(&str, &str); 2] = [("complete", "block_rq_complete"), ("issue", "block_rq_issue")];
 const MAPS: [&str; 4] = ["control", "marks", "disks", "inflight"];
 
 /// How the names of pinned links begin.
 pub(super) const LINK_PREFIX: &str = "link_";
 
-/// The two maps that user space shares.
+/// The maps that user space shares.
 #[derive(Clone, Debug)]
 pub(super) struct Memory {
     pub(super) control: Arc<SharedWords>,
     pub(super) marks: Arc<SharedWords>,
+    pub(super) flight: Flight,
 }
 
 /// Tells one compiled version of the programs from another.
@@ -95,7 +103,8 @@ impl Loaded {
         };
         let control = map_words(array("control")?, layout::control::WORDS)?;
         let marks = map_words(array("marks")?, words)?;
-        let memory = Memory { control, marks };
+        let flight = Flight::new(map_words(array("inflight")?, layout::FLIGHT_WORDS)?);
+        let memory = Memory { control, marks, flight };
         Ok(Self { ebpf, memory })
     }
 
@@ -124,17 +133,19 @@ impl Loaded {
             map.pin(dir.join(name)).map_err(TrackerError::bpf("pin a map"))?;
         }
         let btf = Btf::from_sys_fs().map_err(no_btf)?;
-        for (copy, (event, tracepoint)) in every_program() {
-            let name = format!("{event}_{copy}");
-            let program = self.ebpf.program_mut(&name).ok_or_else(|| missing(&name))?;
-            let program: &mut BtfTracePoint =
-                program.try_into().map_err(TrackerError::bpf("use a program"))?;
+        for (name, tracepoint) in PROGRAMS {
+            let program = self.program(name)?;
             program.load(tracepoint, &btf).map_err(explain_load)?;
             let link = program.attach().map_err(TrackerError::bpf("attach a program"))?;
             let link: FdLink = program.take_link(link).map_err(TrackerError::bpf("keep a link"))?.into();
             link.pin(dir.join(format!("{LINK_PREFIX}{name}"))).map_err(TrackerError::bpf("pin a link"))?;
         }
         Ok(())
+    }
+
+    fn program(&mut self, name: &str) -> Result<&mut BtfTracePoint, TrackerError> {
+        let program = self.ebpf.program_mut(name).ok_or_else(|| missing(name))?;
+        program.try_into().map_err(TrackerError::bpf("use a program"))
     }
 }
 
@@ -145,45 +156,44 @@ pub(super) fn open_pinned(
 ) -> Result<Option<Memory>, TrackerError> {
     let open = |name: &str| MapData::from_pin(dir.join(name)).map_err(TrackerError::bpf("open a pinned map"));
     let info = |map: &MapData| map.info().map_err(TrackerError::bpf("inspect a pinned map"));
-    let (control, marks) = (open("control")?, open("marks")?);
+    let (control, marks, flight) = (open("control")?, open("marks")?, open("inflight")?);
     if info(&control)?.value_size() as usize != layout::control::WORDS * 8 {
         return Ok(None);
     }
     let control = map_words(&control, layout::control::WORDS)?;
     let Some(words) = words(Control::new(control.clone())) else { return Ok(None) };
-    if info(&marks)?.max_entries() as usize != words {
+    let size = |map| info(map).map(|info| info.max_entries() as usize * info.value_size() as usize / 8);
+    if size(&marks)? != words || size(&flight)? != layout::FLIGHT_WORDS {
         return Ok(None);
     }
-    Ok(Some(Memory { control, marks: map_words(&marks, words)? }))
+    let flight = Flight::new(map_words(&flight, layout::FLIGHT_WORDS)?);
+    Ok(Some(Memory { control, marks: map_words(&marks, words)?, flight }))
 }
 
-/// Whether all programs pinned in `dir` are attached, and mark into the maps pinned there.
-pub(super) fn all_attached(dir: &Path) -> Result<bool, TrackerError> {
+/// The programs whose links are pinned in `dir`, if they are attached and mark into the maps pinned there.
+pub(super) fn attached(dir: &Path) -> Result<Option<Misses>, TrackerError> {
     let map_id = |name: &&str| -> Result<u32, TrackerError> {
         let map = MapData::from_pin(dir.join(name)).map_err(TrackerError::bpf("open a pinned map"))?;
         Ok(map.info().map_err(TrackerError::bpf("inspect a pinned map"))?.id())
     };
     let maps = MAPS.iter().map(map_id).collect::<Result<Vec<_>, _>>()?;
     let loaded: Vec<ProgramInfo> = loaded_programs().filter_map(Result::ok).collect();
-    for (copy, (event, _)) in every_program() {
-        let name = format!("{event}_{copy}");
+    let find = |name: &str| -> Result<Option<OwnedFd>, TrackerError> {
         let Ok(link) = PinnedLink::from_pin(dir.join(format!("{LINK_PREFIX}{name}"))) else {
-            return Ok(false);
+            return Ok(None);
         };
         let link = FdLink::from(link).info().map_err(TrackerError::bpf("inspect a link"))?;
         let Some(program) = loaded.iter().find(|program| program.id() == link.program_id()) else {
-            return Ok(false);
+            return Ok(None);
         };
         let used = program.map_ids().map_err(TrackerError::bpf("inspect a program"))?.unwrap_or_default();
-        if program.name_as_str() != Some(&name) || !maps.iter().all(|map| used.contains(map)) {
-            return Ok(false);
+        if program.name_as_str() != Some(name) || !maps.iter().all(|map| used.contains(map)) {
+            return Ok(None);
         }
-    }
-    Ok(true)
-}
-
-fn every_program() -> impl Iterator<Item = (&'static str, (&'static str, &'static str))> {
-    COPIES.into_iter().flat_map(|copy| TRACEPOINTS.into_iter().map(move |tracepoint| (copy, tracepoint)))
+        let fd = program.fd().map_err(TrackerError::bpf("open a program"))?;
+        fd.as_fd().try_clone_to_owned().map(Some).map_err(TrackerError::bpf("keep a program"))
+    };
+    Ok(find("issue")?.zip(find("complete")?).map(|(issue, complete)| Misses { issue, complete }))
 }
 
 fn map_words(map: &MapData, words: usize) -> Result<Arc<SharedWords>, TrackerError> {

@@ -12,6 +12,7 @@ use engine::{dirty_map::DirtyMap, extent_set::ExtentSet, units::Block};
 use super::{
     super::{DiskMaps, LostReason, TrackerError, Words, block_device::BlockDevice},
     control::{Control, DiskRecord, Purpose},
+    flight::Flight,
     layout::{DiskLayout, Event},
     pins,
     programs::{self, Loaded, Memory},
@@ -66,7 +67,7 @@ impl Set {
         if !dir.exists() {
             return Ok(None);
         }
-        if !dir.join("control").exists() || !dir.join("marks").exists() {
+        if ["control", "marks", "inflight"].iter().any(|map| !dir.join(map).exists()) {
             return Ok(Some(Err(LostReason::Damaged)));
         }
         let mut disks = Vec::new();
@@ -142,6 +143,11 @@ impl Set {
         }
         overflow.store(0, Release);
         found
+    }
+
+    /// Writes in flight.
+    pub(super) fn flight(&self) -> &Flight {
+        &self.memory.flight
     }
 
     fn map(&self, disk: usize, range: Range<usize>) -> DirtyMap<Words> {
