@@ -76,6 +76,9 @@ pub(crate) fn status(config: &Config, json: bool) -> anyhow::Result<()> {
             let (done, all) = (report.coverage.done(), report.coverage.leaves);
             println!("  verifying point {}: {done} of {all} leaves", report.point);
         }
+        if let Some((bytes, of)) = stream.scrub.as_ref().and_then(|scrub| Some((scrub.bytes?, scrub.of))) {
+            println!("  scrub: {} of about {} read in this pass", Size(bytes), Size(of));
+        }
         for finding in stream.scrub.iter().flat_map(|scrub| &scrub.findings) {
             let disk = finding.disk.as_ref().map(|disk| format!(" (disk {disk})")).unwrap_or_default();
             println!("  scrub: {}{disk} at byte {}: {}", finding.file, finding.offset, finding.what);

@@ -26,7 +26,10 @@ pub struct Metrics {
     logical_bytes: Family<Labels, Gauge>,
     peer_errors: Family<Labels, Gauge>,
     waiting: Family<Labels, Gauge>,
+    verifying: Family<Labels, Gauge>,
+    verified: Family<Labels, Gauge>,
     different: Family<Labels, Gauge>,
+    scrub_pass: Family<Labels, Gauge>,
     scrub_findings: Family<Labels, Gauge>,
     scrubbed: Family<Labels, Gauge>,
 }
@@ -68,6 +71,16 @@ impl Metrics {
             m.peer_errors.clone(),
         );
         registry.register(
+            "verification_leaves",
+            "Leaves of 64 KiB that the last verification compares",
+            m.verifying.clone(),
+        );
+        registry.register(
+            "verified_leaves",
+            "Those of them that were found equal to the source",
+            m.verified.clone(),
+        );
+        registry.register(
             "different_leaves",
             "Leaves of 64 KiB that the last verification found different from the source",
             m.different.clone(),
@@ -76,6 +89,11 @@ impl Metrics {
             "scrub_findings",
             "Places of disks and journal that are not what was written",
             m.scrub_findings.clone(),
+        );
+        registry.register(
+            "scrub_pass_bytes",
+            "Bytes that the scrub has read in the pass under way",
+            m.scrub_pass.clone(),
         );
         registry.register(
             "scrubbed_timestamp_seconds",
@@ -106,10 +124,14 @@ impl Metrics {
         self.wire_bytes.get_or_create(&vm).set(status.wire_bytes as i64);
         self.logical_bytes.get_or_create(&vm).set(status.logical_bytes as i64);
         self.peer_errors.get_or_create(&vm).set(status.peer_errors as i64);
-        let different = status.verification.as_ref().map_or(0, |report| report.different_leaves);
-        self.different.get_or_create(&vm).set(different as i64);
+        if let Some(report) = &status.verification {
+            self.verifying.get_or_create(&vm).set(report.coverage.leaves as i64);
+            self.verified.get_or_create(&vm).set(report.coverage.done() as i64);
+            self.different.get_or_create(&vm).set(report.different_leaves as i64);
+        }
         if let Some(scrub) = &status.scrub {
             self.scrub_findings.get_or_create(&vm).set(scrub.findings.len() as i64);
+            self.scrub_pass.get_or_create(&vm).set(scrub.bytes.unwrap_or(0) as i64);
             if let Some(completed_at) = scrub.completed_at {
                 self.scrubbed.get_or_create(&vm).set(completed_at.as_second());
             }

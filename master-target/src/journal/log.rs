@@ -98,7 +98,7 @@ impl LogFile {
     }
 
     /// Of a log that is closed: it must be as long as it was then.
-    pub(super) fn check_len(&self, bytes: u64) -> Result<(), JournalError> {
+    pub(crate) fn check_len(&self, bytes: u64) -> Result<(), JournalError> {
         if self.len()? == bytes {
             return Ok(());
         }

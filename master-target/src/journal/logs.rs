@@ -162,14 +162,23 @@ impl Logs {
         gather_entries(self.open_whole(id, bytes)?.as_ref(), bytes, into)
     }
 
-    /// Opens the log of a closed layer and checks its header, also if it is open already.
-    pub(crate) fn open_anew(&self, layer: &Layer) -> Result<LogFile, JournalError> {
-        if !self.exists(layer.log())? {
-            return Err(JournalError::Missing { path: layer.log().path(&self.dir) });
+    /// Opens a log and checks its header, also if it is open already.
+    pub(crate) fn open_anew(&self, id: LogId) -> Result<LogFile, JournalError> {
+        if !self.exists(id)? {
+            return Err(JournalError::Missing { path: id.path(&self.dir) });
         }
-        let log = LogFile::open(self.storage.as_ref(), &self.dir, self.stream, layer.log())?;
-        log.check_len(layer.log_bytes)?;
-        Ok(log)
+        LogFile::open(self.storage.as_ref(), &self.dir, self.stream, id)
+    }
+
+    /// The index of a closed layer, if there is one, whose pages are still to be checked.
+    pub(crate) fn index_unread(&self, layer: &Layer) -> Result<Option<Sorted>, JournalError> {
+        Sorted::open_unread(self.storage.as_ref(), &self.dir, self.stream, layer)
+    }
+
+    /// Removes an index, to be made again.
+    pub(crate) fn remove_index(&self, id: LogId) -> Result<(), JournalError> {
+        let path = id.index_path(&self.dir);
+        self.storage.remove(&path).map_err(JournalError::io("remove", &path))
     }
 
     /// Opens a log that must be `bytes` long.

@@ -2,9 +2,9 @@
 //! needs what has rotted.
 //!
 //! Pass by pass, a little at a time between batches of replication, at a bounded rate. Disks are compared with the
-//! digests that are stored of them; a leaf of which none is gets one, which the next pass compares. Logs and stored
-//! digests are compared with their checksums. What is found is reported and nothing else: only a verification, which
-//! asks the source, can tell what is right.
+//! digests that are stored of them; a leaf of which none is gets one, which the next pass compares. Logs, their indexes, the
+//! catalogue and stored digests are compared with their checksums. What is found is reported; what can be made again from
+//! something else here is, but no disk is written: only a verification, which asks the source, can tell what is right.
 
 use std::{
     collections::BTreeMap,
@@ -21,8 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     digests::{Damaged, digests_of, layout},
-    journal::JournalError,
-    replica::{LayerCheck, Replica},
+    replica::{LayerCheck, Replica, Rot},
 };
 
 /// Leaves, or bytes of a log, of one step.
@@ -67,6 +66,8 @@ pub struct ScrubStatus {
     pub completed_at: Option<Timestamp>,
     /// Bytes read in the pass under way; `None` between passes.
     pub bytes: Option<u64>,
+    /// About how many a pass reads.
+    pub of: u64,
     /// What was found, and not found right since.
     pub findings: Vec<Finding>,
 }
@@ -80,8 +81,11 @@ pub(super) struct Scrub {
     passes: u64,
     completed_at: Option<Timestamp>,
     bytes: u64,
-    /// By file and offset.
-    findings: BTreeMap<(String, u64), Finding>,
+    of: u64,
+    /// The open layer when the pass came to the journal.
+    last_layer: u64,
+    /// By file and offset, with the pass in which it was found last.
+    findings: BTreeMap<(String, u64), (u64, Finding)>,
 }
 
 /// Where a pass stands.
@@ -100,6 +104,8 @@ impl Scrub {
             passes: 0,
             completed_at: None,
             bytes: 0,
+            of: 0,
+            last_layer: 0,
             findings: BTreeMap::new(),
         }
     }
@@ -114,7 +120,8 @@ impl Scrub {
             passes: self.passes,
             completed_at: self.completed_at,
             bytes: self.at.as_ref().map(|_| self.bytes),
-            findings: self.findings.values().cloned().collect(),
+            of: self.of,
+            findings: self.findings.values().map(|(_, finding)| finding.clone()).collect(),
         }
     }
 
@@ -131,6 +138,8 @@ impl Scrub {
             None => {
                 self.begun = now;
                 self.bytes = 0;
+                self.of =
+                    replica.targets.iter().map(|target| target.bytes).sum::<u64>() + replica.journal_bytes();
                 Place::Disk(DiskIndex(0), 0)
             }
         };
@@ -143,6 +152,8 @@ impl Scrub {
         if self.at.is_some() {
             self.due = now + Duration::from_secs_f64(read as f64 / self.plan.rate as f64);
         } else {
+            // A disk's are found right leaf by leaf; of files it only shows in the end.
+            self.findings.retain(|_, (pass, finding)| finding.disk.is_some() || *pass == self.passes);
             self.passes += 1;
             self.completed_at = Some(wall);
             self.due = (self.begun + self.plan.every).max(now);
@@ -164,6 +175,8 @@ impl Scrub {
         wall: Timestamp,
     ) -> (u64, Option<Place>) {
         let Some(target) = replica.targets.get(usize::from(disk.0)) else {
+            // Layers that come later are read in the next pass, or this one might never end.
+            self.last_layer = replica.state().open;
             return (0, Some(Place::Layer(0, None)));
         };
         let (device, bytes) = (target.device.clone(), target.bytes);
@@ -206,49 +219,43 @@ impl Scrub {
 
     fn step_layer(
         &mut self,
-        replica: &Replica,
+        replica: &mut Replica,
         layer: u64,
         check: Option<Box<LayerCheck>>,
         wall: Timestamp,
     ) -> (u64, Option<Place>) {
-        let mut damage = Vec::new();
-        if let Some(mut check) = check
-            && let Some(read) = check.step(STEP_BYTES, &mut damage)
-        {
-            damage.into_iter().for_each(|error| self.report_journal(replica, error, wall));
-            return (read, Some(Place::Layer(layer, Some(check))));
+        let mut rot = Vec::new();
+        let read = check.and_then(|mut check| {
+            let read = replica.go_on_with(&mut check, STEP_BYTES, &mut rot)?;
+            Some((read, Some(Place::Layer(layer, Some(check)))))
+        });
+        let next =
+            read.unwrap_or_else(|| match replica.next_layer(layer).filter(|next| *next <= self.last_layer) {
+                Some(next) => {
+                    (0, Some(Place::Layer(next, replica.check_layer(next, &mut rot).map(Box::new))))
+                }
+                None => {
+                    replica.check_catalogue(&mut rot);
+                    (0, None)
+                }
+            });
+        for Rot { path, at, bytes, what } in rot {
+            let file = path.display().to_string();
+            self.report(Finding { file, offset: at, bytes, disk: None, what, found_at: wall });
         }
-        let Some(next) = replica.next_closed_layer(layer) else { return (0, None) };
-        let check = match replica.check_layer(next) {
-            Ok(check) => check.map(Box::new),
-            Err(error) => {
-                self.report_journal(replica, error, wall);
-                None
-            }
-        };
-        (0, Some(Place::Layer(next, check)))
-    }
-
-    fn report_journal(&mut self, replica: &Replica, error: JournalError, wall: Timestamp) {
-        let (file, offset) = match &error {
-            JournalError::Damaged { path, at, .. } => (path.clone(), *at),
-            JournalError::Missing { path } | JournalError::Io { path, .. } => (path.clone(), 0),
-            JournalError::NoSpace { path } | JournalError::Version { path, .. } => (path.clone(), 0),
-            JournalError::Refused(_) => (replica.dir().to_owned(), 0),
-        };
-        let (file, what) = (file.display().to_string(), error.to_string());
-        self.report(Finding { file, offset, bytes: 0, disk: None, what, found_at: wall });
+        next
     }
 
     fn report(&mut self, finding: Finding) {
         let key = (finding.file.clone(), finding.offset);
-        if self.findings.contains_key(&key) {
+        if let Some((pass, _)) = self.findings.get_mut(&key) {
+            *pass = self.passes;
             return;
         }
         let Finding { file, offset, what, .. } = &finding;
         tracing::error!(file, offset, what, "scrub: this is not what it was");
         if self.findings.len() < FINDINGS {
-            self.findings.insert(key, finding);
+            self.findings.insert(key, (self.passes, finding));
         }
     }
 }

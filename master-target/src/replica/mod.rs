@@ -32,7 +32,7 @@ pub use self::{
 pub(crate) use self::{
     error::disk_error,
     observe::Observed,
-    recheck::LayerCheck,
+    recheck::{LayerCheck, Rot},
     write::{read_extents, save_images, write_extents},
 };
 use crate::digests::Digests;

@@ -1,6 +1,6 @@
 //! A catalogue's bytes: numbered lines behind their checksums, every one twice. Opens nothing.
 
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
 use serde::Deserialize;
 
@@ -34,7 +34,7 @@ pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Parsed, JournalError> {
     let damaged = |at, what| JournalError::unusable(path, at, what);
     let (mut state, mut records, mut end) = (None::<State>, 0, 0);
     let (mut at, mut bad, mut copies, mut rotten) = (0, None, 2, None);
-    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+    for line in split(bytes) {
         match line.strip_suffix(b"\n").and_then(record) {
             Some((number, _)) if number.checked_add(1) == Some(records) => copies += 1,
             Some((number, record)) if number == records => {
@@ -67,10 +67,35 @@ pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Parsed, JournalError> {
     Ok(Parsed { state, records, end, rotten })
 }
 
+/// The first line that is not what was written.
+pub(super) fn damaged(bytes: &[u8]) -> Option<Range<u64>> {
+    let mut at = 0;
+    split(bytes).find_map(|line| {
+        let place = at..at + line.len() as u64;
+        at = place.end;
+        line.strip_suffix(b"\n").and_then(record).is_none().then_some(place)
+    })
+}
+
+/// The lines, each with its end. Where only the end between the copies of a record has rotted, it still is one.
+fn split(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes
+        .split_inclusive(|byte| *byte == b'\n')
+        .flat_map(|line| {
+            let (first, second) = line.split_at(line.len() / 2);
+            match (first.split_last(), second.split_last()) {
+                (Some((_, one)), Some((_, other))) if one == other => [first, second],
+                _ => [line, &[]],
+            }
+        })
+        .filter(|line| !line.is_empty())
+}
+
 /// The number and the record of a line whose checksum holds. The inner error says why it is not understood.
 fn record(line: &[u8]) -> Option<(u64, Result<Record, Malformed>)> {
     let (crc, numbered) = std::str::from_utf8(line).ok()?.split_once(' ')?;
-    if crc.len() != 8 || u32::from_str_radix(crc, 16).ok()? != crc32fast::hash(numbered.as_bytes()) {
+    // As it is written, to the letter: no bit of it may flip unnoticed.
+    if crc != format!("{:08x}", crc32fast::hash(numbered.as_bytes())) {
         return None;
     }
     let (number, json) = numbered.split_once(' ')?;

@@ -14,7 +14,7 @@ mod lines;
 mod record;
 mod state;
 
-use std::{path::Path, sync::Arc};
+use std::{ops::Range, path::Path, sync::Arc};
 
 use engine::{
     frame::{Position, StreamInfo},
@@ -143,6 +143,23 @@ impl Catalogue {
         Ok(())
     }
 
+    /// Reads the file again. If something in it is not what was written, says what and writes it anew from memory.
+    pub(crate) fn recheck(&mut self) -> Result<Option<Range<u64>>, JournalError> {
+        let bytes = read_bytes(self.storage.as_ref(), &self.path())?.1;
+        let (written, found) = (self.len, bytes.len() as u64);
+        let cut = (written != found).then(|| written.min(found)..written.max(found));
+        let damaged = lines::damaged(&bytes).or(cut);
+        if damaged.is_some() {
+            self.rewrite()?;
+        }
+        Ok(damaged)
+    }
+
+    /// Its file.
+    pub(crate) fn path(&self) -> std::path::PathBuf {
+        self.dir.join(NAME)
+    }
+
     pub(super) fn rewrite(&mut self) -> Result<(), JournalError> {
         let path = self.dir.join(NAME);
         self.state.version = VERSION;
@@ -159,9 +176,14 @@ impl Catalogue {
 
 fn read(storage: &dyn Storage, dir: &Path) -> Result<(Box<dyn StorageFile>, lines::Parsed), JournalError> {
     let path = dir.join(NAME);
-    let file = storage.open(&path).map_err(JournalError::io("open", &path))?;
-    let len = file.len().map_err(JournalError::io("measure", &path))?;
-    let mut bytes = vec![0; len as usize];
-    file.read_exact_at(&mut bytes, 0).map_err(JournalError::io("read", &path))?;
+    let (file, bytes) = read_bytes(storage, &path)?;
     Ok((file, parse(&bytes, &path)?))
+}
+
+fn read_bytes(storage: &dyn Storage, path: &Path) -> Result<(Box<dyn StorageFile>, Vec<u8>), JournalError> {
+    let file = storage.open(path).map_err(JournalError::io("open", path))?;
+    let len = file.len().map_err(JournalError::io("measure", path))?;
+    let mut bytes = vec![0; len as usize];
+    file.read_exact_at(&mut bytes, 0).map_err(JournalError::io("read", path))?;
+    Ok((file, bytes))
 }

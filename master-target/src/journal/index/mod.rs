@@ -7,6 +7,7 @@
 pub mod layout;
 mod merge;
 mod record;
+mod saved;
 mod sorted;
 mod table;
 

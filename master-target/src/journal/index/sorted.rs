@@ -1,7 +1,7 @@
 //! Pieces in order: few in memory, many in a file, read a page at a time.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -11,14 +11,14 @@ use std::{
 
 use engine::{
     io::{Storage, StorageFile},
-    units::{Block, DiskIndex, StreamId},
+    units::{Block, DiskIndex},
 };
 
 use super::{
-    layout::{HEADER, MAGIC, PAGE, PAGE_HEAD, PAGE_RECORDS, RECORD, VERSION, at},
+    layout::{HEADER, PAGE, PAGE_HEAD, PAGE_RECORDS, RECORD},
     record::{Key, Piece, decode_page, encode_page},
 };
-use crate::journal::{JournalError, entry::array, layer::Layer};
+use crate::journal::JournalError;
 
 /// Where pieces go that are too many for memory: files without a name, which end with their last user.
 pub(crate) struct Scratch {
@@ -69,18 +69,18 @@ impl Scratch {
 /// Pieces in order that do not overlap. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Sorted {
-    pages: Pages,
-    records: u64,
-    bytes: u64,
+    pub(super) pages: Pages,
+    pub(super) records: u64,
+    pub(super) bytes: u64,
 }
 
 #[derive(Clone)]
-enum Pages {
+pub(super) enum Pages {
     Memory(Arc<Vec<Piece>>),
     File(Arc<PageFile>),
 }
 
-struct PageFile {
+pub(super) struct PageFile {
     file: Box<dyn StorageFile>,
     path: PathBuf,
     records: u64,
@@ -89,6 +89,10 @@ struct PageFile {
 }
 
 impl PageFile {
+    pub(super) fn new(file: Box<dyn StorageFile>, path: PathBuf, records: u64) -> Self {
+        Self { file, path, records, directory: OnceLock::new() }
+    }
+
     fn page(&self, number: u64) -> Result<Vec<Piece>, JournalError> {
         let first = number * PAGE_RECORDS as u64;
         let records = (self.records - first).min(PAGE_RECORDS as u64) as usize;
@@ -153,97 +157,6 @@ impl Sorted {
         }
         Ok(cursor)
     }
-
-    /// Writes it as the index of a layer, whole or not at all.
-    pub(crate) fn save(
-        &self,
-        storage: &dyn Storage,
-        dir: &Path,
-        stream: StreamId,
-        layer: &Layer,
-    ) -> Result<(), JournalError> {
-        let path = layer.log().index_path(dir);
-        let temporary = path.with_extension("index.tmp");
-        let failed = JournalError::io("write", &temporary);
-        if storage.exists(&temporary).map_err(&failed)? {
-            storage.remove(&temporary).map_err(&failed)?;
-        }
-        let file = storage.create(&temporary).map_err(&failed)?;
-        file.write_all_at(&header(stream, layer, self.records), 0).map_err(&failed)?;
-        let (mut cursor, mut number) = (self.cursor(), 0);
-        loop {
-            let mut page = Vec::with_capacity(PAGE_RECORDS);
-            while page.len() < PAGE_RECORDS
-                && let Some(piece) = cursor.next()?
-            {
-                page.push(piece);
-            }
-            if page.is_empty() {
-                break;
-            }
-            let offset = HEADER as u64 + number * PAGE as u64;
-            file.write_all_at(&encode_page(number, &page), offset).map_err(&failed)?;
-            number += 1;
-        }
-        // A name that a power cut takes back is no harm: the index is made again.
-        file.sync().and_then(|()| storage.rename(&temporary, &path)).map_err(&failed)
-    }
-
-    /// The index of a layer, if there is one that was made from its log. Pages are checked as they are read.
-    pub(crate) fn open(
-        storage: &dyn Storage,
-        dir: &Path,
-        stream: StreamId,
-        layer: &Layer,
-    ) -> Result<Option<Self>, JournalError> {
-        let path = layer.log().index_path(dir);
-        if !storage.exists(&path).map_err(JournalError::io("look for", &path))? {
-            return Ok(None);
-        }
-        let file = storage.open(&path).map_err(JournalError::io("open", &path))?;
-        let mut raw = [0; HEADER];
-        let len = file.len().map_err(JournalError::io("measure", &path))?;
-        if len < HEADER as u64 {
-            return Ok(None);
-        }
-        file.read_exact_at(&mut raw, 0).map_err(JournalError::io("read", &path))?;
-        let records = u64::from_le_bytes(array(&raw, at::RECORDS));
-        let whole = records.checked_mul(RECORD as u64).and_then(|bytes| {
-            bytes.checked_add(HEADER as u64 + records.div_ceil(PAGE_RECORDS as u64) * PAGE_HEAD as u64)
-        });
-        if raw != header(stream, layer, records) || whole != Some(len) {
-            return Ok(None);
-        }
-        let file = PageFile { file, path, records, directory: OnceLock::new() };
-        let mut sorted = Self { pages: Pages::File(Arc::new(file)), records, bytes: 0 };
-        let mut cursor = sorted.cursor();
-        loop {
-            match cursor.next() {
-                Ok(Some(piece)) if piece.log != layer.log() || piece.image.at > layer.log_bytes => {
-                    return Ok(None);
-                }
-                Ok(Some(piece)) => sorted.bytes += piece.extent.bytes(),
-                Ok(None) => return Ok(Some(sorted)),
-                // It is made again from the log.
-                Err(JournalError::Damaged { .. }) => return Ok(None),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-}
-
-fn header(stream: StreamId, layer: &Layer, records: u64) -> [u8; HEADER] {
-    let mut raw = [0; HEADER];
-    raw[at::MAGIC..][..4].copy_from_slice(&MAGIC);
-    raw[at::VERSION] = VERSION;
-    raw[at::STREAM..][..16].copy_from_slice(stream.0.as_bytes());
-    raw[at::LAYER..][..8].copy_from_slice(&layer.last.to_le_bytes());
-    raw[at::GENERATION..][..4].copy_from_slice(&layer.generation.to_le_bytes());
-    raw[at::LOG_BYTES..][..8].copy_from_slice(&layer.log_bytes.to_le_bytes());
-    raw[at::RECORDS..][..8].copy_from_slice(&records.to_le_bytes());
-    let crc = crc32fast::hash(&raw[..at::CRC]);
-    raw[at::CRC..].copy_from_slice(&crc.to_le_bytes());
-    raw
 }
 
 /// Goes through pieces in order, with one page in memory.
@@ -331,7 +244,7 @@ impl<'a> Writer<'a> {
             let page = encode_page(self.pages, &self.pieces);
             file.write_all_at(&page, offset).map_err(JournalError::io("write", &path))?;
         }
-        let file = PageFile { file, path, records, directory: OnceLock::new() };
+        let file = PageFile::new(file, path, records);
         Ok(Sorted { pages: Pages::File(Arc::new(file)), records, bytes })
     }
 }
