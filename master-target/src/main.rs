@@ -39,7 +39,7 @@ Examples:
 moment, by ^C or `kill -9`; the same command goes on where it stopped, and --undo leads back from there.
 
 Exit codes: 0 done, 1 failed, 2 wrong arguments, 3 unusable configuration,
-4 not running or not reachable, 5 refused (nothing was changed), 130 interrupted.";
+4 not running or not reachable, 5 refused (nothing was changed), 6 verified and different, 130 interrupted.";
 
 /// Applies replicated frames to VMware disks and keeps recovery points.
 #[derive(Debug, Parser)]

@@ -83,6 +83,9 @@ fn a_bit_that_flips_on_a_disk_is_named_its_point_marked_and_mended() {
         let again = world.verify();
         assert_eq!(again.phase, Phase::Proven, "seed {seed}");
         assert_ne!(again.point, report.point);
+        // What was mended may be wrong in older points, too: they are not proven by what the disk holds now.
+        let older = world.verify_oldest();
+        assert!(matches!(older.phase, Phase::Failed(_)), "seed {seed}: {older:?}");
     }
 }
 

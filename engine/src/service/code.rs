@@ -22,6 +22,8 @@ pub enum Code {
     Unreachable = 4,
     /// A precondition does not hold; nothing was changed.
     Refused = 5,
+    /// Compared, and something is not as it should be.
+    Different = 6,
     /// Stopped by a signal.
     Interrupted = 130,
 }

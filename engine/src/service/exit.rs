@@ -8,6 +8,7 @@
 //! | 3 | the configuration, or a file it names, cannot be used |
 //! | 4 | the service is not running, or a peer cannot be reached |
 //! | 5 | refused: a precondition does not hold, nothing was changed |
+//! | 6 | compared, and something is not as it should be |
 //! | 130 | interrupted |
 
 use std::{error::Error, fmt, process::ExitCode};
@@ -30,7 +31,9 @@ pub fn run(json: bool, body: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
         Err(error) => {
             let code = code_of(&error);
             if json {
-                println!("{}", to_json(&error, code));
+                if !error.is::<Told>() {
+                    println!("{}", to_json(&error, code));
+                }
             } else {
                 eprintln!("error: {}", message_of(&error));
             }
@@ -63,6 +66,8 @@ pub fn code_of(error: &anyhow::Error) -> Code {
 fn code_of_cause(cause: &(dyn Error + 'static)) -> Option<Code> {
     if let Some(coded) = cause.downcast_ref::<Coded>() {
         Some(coded.code)
+    } else if let Some(told) = cause.downcast_ref::<Told>() {
+        Some(told.code)
     } else if let Some(admin) = cause.downcast_ref::<AdminError>() {
         Some(match admin {
             AdminError::NotRunning { .. } => Code::Unreachable,
@@ -88,6 +93,23 @@ impl From<anyhow::Error> for Failure {
 fn to_json(error: &anyhow::Error, code: Code) -> serde_json::Value {
     json!({ "ok": false, "error": message_of(error), "code": code, "exit": code as u8 })
 }
+
+/// A failure of which the command's JSON has told already: with `json` only the code is left.
+#[derive(Debug)]
+pub struct Told {
+    /// The code.
+    pub code: Code,
+    /// For people.
+    pub message: String,
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for Told {}
 
 /// Gives an error another code than the one its type has.
 pub trait WithCode<T> {

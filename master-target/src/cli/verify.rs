@@ -6,7 +6,7 @@ use engine::{
     net::Authorities,
     service::{
         admin::AdminError,
-        exit::{Code, WithCode},
+        exit::{Code, Told, WithCode},
         quantity::Size,
     },
 };
@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// `latest`, a point's id, or a time: the newest point taken at or before it.
     #[arg(long, default_value = "latest")]
     point: String,
-    /// Wait until it is done; exit code 1 if something differs.
+    /// Wait until it is done; exit code 6 if something differs.
     #[arg(long)]
     wait: bool,
     /// Compare again, although there is a certificate.
@@ -80,32 +80,37 @@ pub(crate) fn run(config: &Config, args: Args, json: bool) -> anyhow::Result<()>
     };
     let failure = failure(&verified);
     if json {
-        println!("{}", json!({ "ok": failure.is_none(), "vm": vm, "verified": verified }));
+        let error = failure.as_ref().map(|told| &told.message);
+        println!("{}", json!({ "ok": failure.is_none(), "error": error, "vm": vm, "verified": verified }));
     } else {
         print(&verified);
     }
-    failure.map_or(Ok(()), |reason| Err(anyhow::anyhow!(reason)))
+    failure.map_or(Ok(()), |told| Err(told.into()))
 }
 
-fn failure(verified: &Verified) -> Option<String> {
+fn failure(verified: &Verified) -> Option<Told> {
+    let different = |message| Told { code: Code::Different, message };
     match &verified.report {
         Some(Report { phase: Phase::Failed(reason), .. }) => {
-            Some(format!("the verification was given up: {reason}"))
+            let message = format!("the verification was given up: {reason}");
+            Some(Told { code: Code::Failed, message })
         }
-        _ if verified.verdict == Some(Verdict::Different) => Some(format!(
+        _ if verified.verdict == Some(Verdict::Different) => Some(different(format!(
             "point {} differs from the source; what differed was or is sent again, so verify a newer point",
             verified.point
-        )),
-        Some(report) if report.different_leaves > 0 => Some(format!(
+        ))),
+        Some(report) if report.different_leaves > 0 => Some(different(format!(
             "{} leaves differed from the source; what differed was or is sent again, so verify a newer point",
             report.different_leaves
-        )),
+        ))),
         _ => None,
     }
 }
 
 fn print(verified: &Verified) {
-    if let Some(certificate) = &verified.certificate {
+    if let Some(certificate) =
+        verified.certificate.as_ref().filter(|_| verified.verdict != Some(Verdict::Different))
+    {
         return print_certificate(certificate);
     }
     let Some(report) = &verified.report else { return };

@@ -163,6 +163,11 @@ impl Proof {
             Ok(done) => done,
             Err(error) => return self.give_up(replica, &error.to_string()),
         };
+        if let Done::Proven(certificate) = &done
+            && let Some(reason) = self.why_not_proven(replica, certificate.statement.coverage())
+        {
+            return self.give_up(replica, &reason);
+        }
         let Some(run) = self.run.take() else { return };
         let (point, mut report) = (run.point().point.id, run.report());
         if let Done::Proven(certificate) = done {
@@ -179,6 +184,19 @@ impl Proof {
         }
         run.end(replica);
         self.last = Some(report);
+    }
+
+    /// Why the point that is verified is not proven although all was equal: it differed before, or a later one did. What
+    /// was wrong there, and sent again, may have been wrong in this one, too; comparing as of later points cannot tell.
+    fn why_not_proven(&self, replica: &Replica, coverage: Coverage) -> Option<String> {
+        let verified = self.run.as_ref()?.point();
+        let differs = |point: &PointId| self.verdicts().get(point) == Some(&Verdict::Different);
+        let mut points = replica.state().points.range(verified.layer..).map(|(_, sealed)| sealed.point.id);
+        let id = points.find(differs).filter(|id| coverage.later > 0 || *id == verified.point.id)?;
+        Some(format!(
+            "point {id} differed from the source, and what was wrong in it was overwritten, so that it cannot be told any more whether point {} had it, too: use a newer one, or one with a certificate",
+            verified.point.id
+        ))
     }
 
     /// What is under way, or was last.

@@ -63,6 +63,20 @@ impl World {
             }
             self.step(true);
         }
+        self.await_report()
+    }
+
+    /// The same of the oldest point.
+    pub fn verify_oldest(&mut self) -> Report {
+        let (now, wall) = (self.now(), self.vm.wall());
+        let target = self.target();
+        let (_, point) = target.replica().state().points.first_key_value().expect("there are points");
+        let point = point.clone();
+        target.verify(&point, Arc::new(Stamp), wall, now).unwrap();
+        self.await_report()
+    }
+
+    fn await_report(&mut self) -> Report {
         for _ in 0..400_000 {
             self.step(true);
             if let Some(report) = self.report().filter(Report::is_over) {
