@@ -63,13 +63,23 @@ pub struct GroupConfig {
     /// Whether applications are held for the points of the interval.
     #[serde(default)]
     pub application: bool,
+    /// How long a member may take to get ready before it counts as missing.
+    #[serde(default = "default_patience")]
+    pub patience: Period,
     /// What happens when a member is missing.
     #[serde(default)]
     pub partial: Partial,
 }
 
+fn default_patience() -> Period {
+    Period(limits::GROUP_PATIENCE)
+}
+
 /// Least time between two common points of a group.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Nobody gets ready faster than this for sure.
+const SHORTEST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// `[spool]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -116,7 +126,7 @@ impl Config {
             return Err(format!("there may be at most {} [[group]] sections", limits::GROUPS));
         }
         let mut of_vm = HashMap::new();
-        for (index, GroupConfig { name, vms, interval, .. }) in self.group.iter().enumerate() {
+        for (index, GroupConfig { name, vms, interval, patience, .. }) in self.group.iter().enumerate() {
             if !is_name(name) || self.group[..index].iter().any(|other| other.name == *name) {
                 return Err(format!(
                     "group {name:?}: names must differ, be of 1 to 63 letters, digits, '.', '_', '-', and begin with \
@@ -130,6 +140,13 @@ impl Config {
                 return Err(format!(
                     "group {name:?}: interval must be at least {}",
                     Period(SHORTEST_INTERVAL)
+                ));
+            }
+            if !(SHORTEST_PATIENCE..=limits::GROUP_PATIENCE).contains(&patience.0) {
+                return Err(format!(
+                    "group {name:?}: patience must be from {} to {}",
+                    Period(SHORTEST_PATIENCE),
+                    Period(limits::GROUP_PATIENCE)
                 ));
             }
             for vm in vms {
@@ -154,6 +171,7 @@ impl Config {
             vms: config.vms.clone(),
             interval: config.interval.map(|interval| interval.0),
             application: config.application,
+            patience: config.patience.0,
             partial: config.partial,
         };
         self.group.iter().map(settings).collect()
@@ -208,6 +226,7 @@ mod tests {
             ("# [[group]]", "[[group]]\nname = \"a\"\nvms = []", "1 to 16 vms"),
             ("# [[group]]", "[[group]]\nname = \"a\"\nvms = [\"x\", \"x\"]", "\"x\" is in groups"),
             ("# [[group]]", "[[group]]\nname = \"a\"\nvms = [\"x\"]\ninterval = \"1ms\"", "interval"),
+            ("# [[group]]", "[[group]]\nname = \"a\"\nvms = [\"x\"]\npatience = \"2min\"", "patience"),
             ("listen =", "lisen =", "lisen"),
         ] {
             assert!(EXAMPLE.contains(from), "{from}");

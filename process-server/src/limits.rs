@@ -39,11 +39,9 @@ pub const OUTBOX: usize = 1 << 20;
 /// Reports of one agent that wait until the frames before them are spooled. A barrier takes five.
 pub const REPORTS: usize = 64;
 
-/// How long the members of a group may take until little is left to capture.
-pub const GROUP_PREPARE: Duration = Duration::from_secs(60);
-
-/// How long they may take to hold applications and write out what file systems hold back.
-pub const GROUP_QUIESCE: Duration = Duration::from_secs(60);
+/// How long the members of a group may take at most until little is left to capture, and then to hold applications and
+/// write out what file systems hold back. Agents wait for the next order longer than that.
+pub const GROUP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long they may take to freeze and capture. What is left of [`engine::limits::GROUP_FREEZE`] is for the word to
 /// go on, and for those that were quick.

@@ -8,10 +8,12 @@
 pub mod checkers;
 pub mod churn;
 pub mod fio;
+pub mod gossip;
 pub mod ground;
 pub mod ledger;
 pub mod load;
 pub mod mariadb;
+pub mod networks;
 pub mod postgres;
 pub mod proxy;
 pub mod rig;

@@ -2,7 +2,7 @@
 //! of them in the time that a restore of one takes.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -61,24 +61,39 @@ impl Shelf {
     /// # Errors
     /// The first that is not, newest first.
     pub fn check(&self, history: &History, points: &[Had]) -> Result<(), String> {
-        let mut missing: HashMap<PointId, &Had> = points.iter().map(|had| (had.point.id, had)).collect();
+        let wanted: HashMap<PointId, &Had> = points.iter().map(|had| (had.point.id, had)).collect();
+        let ids = wanted.keys().copied().collect();
+        self.look(ids, |point, image| {
+            let had = wanted[&point];
+            history.check(image, had.from..=had.until).map_err(|error| format!("point {point}: {error}"))
+        })
+    }
+
+    /// Looks at the disks as they were at each of `points`, newest first.
+    ///
+    /// # Errors
+    /// The first that `look` finds, or if a point is missing.
+    pub fn look(
+        &self,
+        mut points: HashSet<PointId>,
+        mut look: impl FnMut(PointId, &[Vec<u8>]) -> Result<(), String>,
+    ) -> Result<(), String> {
         let mut image = self.newest();
         let logs = Logs::new(Arc::clone(&self.home.journal), &self.dir, self.state.stream.id);
         let mut newer = self.state.open;
         for sealed in self.state.points.values().rev() {
-            if missing.is_empty() {
+            if points.is_empty() {
                 break;
             }
             // Of all that happened later, only what is not undone yet.
             let view = View::between(&logs, &self.state, sealed.layer, newer);
             view.and_then(|view| undo(&view, &mut image)).map_err(|error| error.to_string())?;
             newer = sealed.layer;
-            if let Some(had) = missing.remove(&sealed.point.id) {
-                let checked = history.check(&image, had.from..=had.until);
-                checked.map_err(|error| format!("point {}: {error}", had.point.id))?;
+            if points.remove(&sealed.point.id) {
+                look(sealed.point.id, &image)?;
             }
         }
-        if missing.is_empty() { Ok(()) } else { Err(format!("points are missing: {:?}", missing.keys())) }
+        if points.is_empty() { Ok(()) } else { Err(format!("points are missing: {points:?}")) }
     }
 
     fn newest(&self) -> Vec<Vec<u8>> {

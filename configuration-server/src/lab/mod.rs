@@ -101,6 +101,8 @@ pub struct Vm {
     pub point_interval: Period,
     /// Hooks, for application-consistent points on demand; `None` for no such points.
     pub hooks: Option<Vec<PathBuf>>,
+    /// The network namespace in which its agent runs, as a file; `None` for ours.
+    pub network: Option<PathBuf>,
 }
 
 impl Vm {
@@ -108,7 +110,7 @@ impl Vm {
     #[must_use]
     pub fn new(name: &str, tracker: Tracker) -> Self {
         let point_interval = Period(Duration::from_secs(24 * 3600));
-        Self { name: name.into(), tracker, disks: Vec::new(), point_interval, hooks: None }
+        Self { name: name.into(), tracker, disks: Vec::new(), point_interval, hooks: None, network: None }
     }
 }
 
@@ -129,6 +131,8 @@ pub struct Options {
     pub devices: Vec<(String, String, PathBuf)>,
     /// Points that are kept of each VM.
     pub retention: usize,
+    /// The network namespace in which process server and master target run, as a file; `None` for ours.
+    pub network: Option<PathBuf>,
     /// What the services log.
     pub log: String,
     /// Ends every wait when it is requested.
@@ -147,6 +151,7 @@ impl Options {
             provisioning: "thin".into(),
             devices: Vec::new(),
             retention: 1440,
+            network: None,
             log: "info".into(),
             stop: Shutdown::manual(),
         }

@@ -43,6 +43,7 @@ pub struct Service {
     pub(super) config: PathBuf,
     pub(super) admin: PathBuf,
     pub(super) metrics: SocketAddr,
+    pub(super) network: Option<PathBuf>,
     pub(super) log: PathBuf,
     pub(super) filter: String,
     pub(super) spawner: Arc<Spawner>,
@@ -100,7 +101,15 @@ impl Service {
         }
         let log = File::options().append(true).create(true).open(&self.log);
         let log = log.map_err(LabError::io("open", &self.log))?;
-        let mut command = Command::new(&self.program);
+        let mut command = match &self.network {
+            None => Command::new(&self.program),
+            // It becomes the service: it is the same process, and our mounts stay its.
+            Some(network) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={}", network.display())).arg("--").arg(&self.program);
+                command
+            }
+        };
         command.args(["--log", &self.filter, "--config"]).arg(&self.config).arg("serve");
         command
             .stdin(std::process::Stdio::null())

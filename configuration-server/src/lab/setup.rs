@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
@@ -41,16 +41,19 @@ pub(super) fn lab(dir: &Path, options: Options) -> Result<Lab, LabError> {
         Making { layout: &layout, options: &options, spawner: &spawner, ports: Ports::default() };
 
     let (agents_to, servers_to) = (making.ports.next()?, making.ports.next()?);
-    let master_target = making
-        .service("master-target", Role::MasterTarget, NAME, |making| making.master_target(servers_to))?;
-    let process_server = making.service("process-server", Role::ProcessServer, NAME, |making| {
+    let network = &options.network;
+    let master_target = making.service("master-target", Role::MasterTarget, NAME, network, |making| {
+        making.master_target(servers_to)
+    })?;
+    let process_server = making.service("process-server", Role::ProcessServer, NAME, network, |making| {
         making.process_server(agents_to, servers_to)
     })?;
     let mut agents = Vec::new();
     for (number, vm) in options.vms.iter().enumerate() {
         let name = format!("agent-{number}");
-        let service =
-            making.service(&name, Role::Agent, &vm.name, |making| making.agent(&name, vm, agents_to))?;
+        let service = making.service(&name, Role::Agent, &vm.name, &vm.network, |making| {
+            making.agent(&name, vm, agents_to)
+        })?;
         agents.push(Agent { vm: vm.clone(), service });
     }
     Ok(Lab { layout, agents, process_server, master_target, stop: options.stop, _spawner: spawner })
@@ -70,6 +73,7 @@ impl Making<'_> {
         name: &str,
         role: Role,
         identity: &str,
+        network: &Option<PathBuf>,
         specific: impl FnOnce(&Self) -> Value,
     ) -> Result<Service, LabError> {
         let keys = self.layout.dir("keys");
@@ -92,6 +96,7 @@ impl Making<'_> {
             config: path,
             admin,
             metrics,
+            network: network.clone(),
             log: self.layout.log(name),
             filter: self.options.log.clone(),
             spawner: Arc::clone(self.spawner),

@@ -96,7 +96,8 @@ fn remarks(point: &Point) -> impl Iterator<Item = String> + '_ {
             [] => String::new(),
             missing => format!(" without {}", missing.join(", ")),
         };
-        format!("group {} (barrier {}, with {}{missing})", mark.group, mark.barrier, mark.members.join(", "))
+        let (barrier, with, skew_ms) = (mark.barrier, mark.members.join(", "), mark.skew_us as f64 / 1000.0);
+        format!("group {} (barrier {barrier}, with {with}{missing}, skew {skew_ms:.1} ms)", mark.group)
     });
     application.into_iter().chain(group)
 }

@@ -42,6 +42,9 @@ pub struct Settings {
     pub interval: Option<Duration>,
     /// Whether applications are held for the points of the interval.
     pub application: bool,
+    /// How long a member may take to get ready, and then to hold applications, before it counts as missing; at most
+    /// [`limits::GROUP_PATIENCE`].
+    pub patience: Duration,
     /// What happens when a member is missing.
     pub partial: Partial,
 }

@@ -28,10 +28,9 @@ pub(super) enum Phase {
 
 impl Phase {
     /// How long the slowest member may take.
-    fn bound(self) -> Duration {
+    fn bound(self, patience: Duration) -> Duration {
         match self {
-            Phase::Preparing => limits::GROUP_PREPARE,
-            Phase::Quiescing => limits::GROUP_QUIESCE,
+            Phase::Preparing | Phase::Quiescing => patience,
             Phase::Holding => limits::GROUP_HOLD,
             Phase::Releasing => limits::GROUP_RELEASE,
         }
@@ -185,8 +184,8 @@ impl Round {
         let Some(vm) = self.members.iter().find(late).map(|(vm, _)| vm.clone()) else {
             return Outcome::GoesOn;
         };
-        let reason =
-            format!("it took longer than {} ms {}", self.phase.bound().as_millis(), self.phase.name());
+        let bound = self.phase.bound(self.settings.patience);
+        let reason = format!("it took longer than {} ms {}", bound.as_millis(), self.phase.name());
         // The others that are late come after it: the deadline is over still.
         self.drop_member(&vm, &reason, around, now)
     }
@@ -213,7 +212,7 @@ impl Round {
     }
 
     fn order(&mut self, order: &GroupOrder, around: &mut Around, now: Instant) {
-        self.deadline = now + self.phase.bound();
+        self.deadline = now + self.phase.bound(self.settings.patience);
         for member in self.members.values_mut() {
             member.answered = None;
             around.order(member.stream, self.barrier, order.clone());

@@ -14,7 +14,8 @@ const MS: Duration = Duration::from_millis(1);
 
 fn settings(members: usize, partial: Partial, interval: Option<Duration>) -> Settings {
     let vms = (0..members).map(|index| format!("vm{index}")).collect();
-    Settings { name: "shop".into(), vms, interval, application: false, partial }
+    let patience = limits::GROUP_PATIENCE;
+    Settings { name: "shop".into(), vms, interval, application: false, patience, partial }
 }
 
 /// A group whose members do at once what they are told.
@@ -31,13 +32,13 @@ proptest! {
         members in 1usize..6,
         allow: bool,
         with_interval: bool,
-        faults in (0u32..8, 0u32..8, 0u32..8),
+        faults in (0u32..8, 0u32..8, 0u32..6, 0u32..4),
     ) {
         let partial = if allow { Partial::Allow } else { Partial::Refuse };
         let interval = with_interval.then_some(Duration::from_secs(3));
         let mut world = World::new(settings(members, partial, interval), seed);
-        let (slow, fail, cut) = faults;
-        world.faults = Faults { slow, fail, cut };
+        let (slow, fail, cut, kill) = faults;
+        world.faults = Faults { slow, fail, cut, kill };
         for _ in 0..400 {
             world.mischief();
             world.pass();
@@ -102,9 +103,9 @@ fn without_a_member_the_policy_decides_and_the_label_says_it() {
 fn a_member_that_is_slow_to_prepare_is_left_behind_if_that_is_allowed() {
     for partial in [Partial::Allow, Partial::Refuse] {
         let mut world = healthy(3, partial);
-        world.members[0].prepare_takes = limits::GROUP_PREPARE * 2;
+        world.members[0].prepare_takes = limits::GROUP_PATIENCE * 2;
         world.ask(false);
-        world.run_for(limits::GROUP_PREPARE + Duration::from_secs(2));
+        world.run_for(limits::GROUP_PATIENCE + Duration::from_secs(2));
         world.check();
         let answer = world.answers.pop().unwrap().1;
         match partial {

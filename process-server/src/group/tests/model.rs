@@ -2,6 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -21,8 +25,10 @@ pub(super) struct Faults {
     pub(super) slow: u32,
     /// A step fails.
     pub(super) fail: u32,
-    /// A connection breaks.
+    /// A connection breaks, or messages are lost without anybody noticing for a while.
     pub(super) cut: u32,
+    /// The coordinator or a member is killed.
+    pub(super) kill: u32,
 }
 
 /// A time for which a member was frozen.
@@ -35,7 +41,10 @@ pub(super) struct Freeze {
 
 #[derive(Default)]
 pub(super) struct Member {
+    /// That it is, as far as it knows.
     connected: bool,
+    /// Nothing gets through; it and the coordinator notice then, each by itself.
+    lost: Option<[Instant; 2]>,
     /// To and from the coordinator, with the time of arrival.
     orders: VecDeque<(Instant, BarrierId, GroupOrder)>,
     reports: VecDeque<(Instant, BarrierId, GroupReport)>,
@@ -51,6 +60,15 @@ pub(super) struct Member {
 impl Member {
     pub(super) fn is_frozen(&self) -> bool {
         self.freezes.last().is_some_and(|freeze| freeze.until.is_none())
+    }
+
+    fn hears(&self) -> bool {
+        self.connected && self.lost.is_none()
+    }
+
+    fn lose_messages(&mut self) {
+        self.orders.clear();
+        self.reports.clear();
     }
 
     fn thaw(&mut self, now: Instant) {
@@ -73,25 +91,23 @@ pub(super) struct World {
     pub(super) faults: Faults,
     pub(super) open: BTreeSet<RequestId>,
     pub(super) answers: Vec<(RequestId, Result<GroupPoint, String>)>,
+    ids: Arc<AtomicU64>,
     random: u64,
 }
 
 impl World {
     pub(super) fn new(settings: Settings, seed: u64) -> Self {
         let now = Instant::now();
-        let mut ids = 0;
-        let new_id = move || {
-            ids += 1;
-            BarrierId(uuid::Uuid::from_u128(ids))
-        };
+        let ids = Arc::new(AtomicU64::new(1));
         Self {
-            coordinator: Coordinator::new(vec![settings.clone()], Box::new(new_id), now),
+            coordinator: coordinator(&settings, &ids, now),
             members: settings.vms.iter().map(|_| Member::default()).collect(),
             settings,
             now,
             faults: Faults::default(),
             open: BTreeSet::new(),
             answers: Vec::new(),
+            ids,
             random: seed | 1,
         }
     }
@@ -109,6 +125,8 @@ impl World {
 
     fn connect(&mut self, index: usize) {
         if !std::mem::replace(&mut self.members[index].connected, true) {
+            // What was lost before has been noticed now.
+            self.members[index].lost = None;
             self.coordinator.handle_connected(&format!("vm{index}"), stream(index), self.now);
             self.pump();
         }
@@ -117,11 +135,43 @@ impl World {
     pub(super) fn cut(&mut self, index: usize) {
         let member = &mut self.members[index];
         if std::mem::replace(&mut member.connected, false) {
-            member.orders.clear();
-            member.reports.clear();
+            member.lose_messages();
             member.forget(self.now);
-            self.coordinator.handle_disconnected(&format!("vm{index}"), stream(index), self.now);
-            self.pump();
+            self.tell_disconnected(index);
+        }
+    }
+
+    fn tell_disconnected(&mut self, index: usize) {
+        self.coordinator.handle_disconnected(&format!("vm{index}"), stream(index), self.now);
+        self.pump();
+    }
+
+    /// From now on nothing gets through, and nobody knows.
+    fn lose_silently(&mut self, index: usize) {
+        let later = [self.now + MS * self.below(2000), self.now + MS * self.below(2000)];
+        let member = &mut self.members[index];
+        if member.connected && member.lost.is_none() {
+            member.lose_messages();
+            member.lost = Some(later);
+        }
+    }
+
+    /// `kill -9` of an agent: what is frozen stays so until the watchdog thaws it.
+    fn kill_member(&mut self, index: usize) {
+        let member = &mut self.members[index];
+        (member.barrier, member.doing) = (None, None);
+        if std::mem::replace(&mut member.connected, false) {
+            member.lose_messages();
+            self.tell_disconnected(index);
+        }
+    }
+
+    /// `kill -9` of the process server: a new one knows nothing, and the agents notice one by one.
+    fn kill_coordinator(&mut self) {
+        self.coordinator = coordinator(&self.settings, &self.ids, self.now);
+        self.open.clear();
+        for index in 0..self.members.len() {
+            self.lose_silently(index);
         }
     }
 
@@ -129,7 +179,14 @@ impl World {
     pub(super) fn mischief(&mut self) {
         let index = self.below(self.members.len() as u32) as usize;
         match self.below(64) {
-            n if n < self.faults.cut => self.cut(index),
+            n if n < self.faults.cut => match self.below(2) {
+                0 => self.cut(index),
+                _ => self.lose_silently(index),
+            },
+            n if n < self.faults.cut + self.faults.kill => match self.below(2) {
+                0 => self.kill_member(index),
+                _ => self.kill_coordinator(),
+            },
             n if n < 16 => self.connect(index),
             n if n < 18 => drop(self.ask(false)),
             n if n < 19 => drop(self.ask(true)),
@@ -167,6 +224,7 @@ impl World {
                 member.orders.front().map(|(at, ..)| *at),
                 member.reports.front().map(|(at, ..)| *at),
                 member.doing.as_ref().map(|(at, _)| *at),
+                member.lost.and_then(|noticed| noticed.into_iter().filter(|at| *at > self.now).min()),
                 thaw.map(|freeze| freeze.from + GROUP_FREEZE),
             ];
             times.into_iter().flatten().min()
@@ -181,13 +239,20 @@ impl World {
         if member.freezes.last().is_some_and(|freeze| freeze.from + GROUP_FREEZE <= now) {
             member.thaw(now);
         }
+        self.notice_loss(index);
+        let member = &mut self.members[index];
         if let Some((_, report)) = member.doing.take_if(|(at, _)| *at <= now)
             && let Some(barrier) = member.barrier
         {
-            if report == GroupReport::Held {
+            if report != GroupReport::Held {
+                self.report(index, barrier, report);
+            } else if member.is_frozen() {
+                let reason = "frozen by somebody else".into();
+                self.report(index, barrier, GroupReport::Failed { reason });
+            } else {
                 member.freezes.push(Freeze { barrier, from: now, until: None });
+                self.report(index, barrier, report);
             }
-            self.report(index, barrier, report);
         }
         while let Some((_, barrier, order)) = self.members[index].orders.pop_front_if(|(at, ..)| *at <= now) {
             self.obey(index, barrier, order);
@@ -196,6 +261,20 @@ impl World {
         {
             self.coordinator.handle_report(stream(index), barrier, report, now);
             self.pump();
+        }
+    }
+
+    fn notice_loss(&mut self, index: usize) {
+        let Some([at_member, at_coordinator]) = self.members[index].lost else { return };
+        let member = &mut self.members[index];
+        if at_member <= self.now && std::mem::replace(&mut member.connected, false) {
+            member.forget(self.now);
+        }
+        if at_coordinator <= self.now {
+            self.tell_disconnected(index);
+        }
+        if at_member.max(at_coordinator) <= self.now {
+            self.members[index].lost = None;
         }
     }
 
@@ -241,7 +320,7 @@ impl World {
     }
 
     fn report(&mut self, index: usize, barrier: BarrierId, report: GroupReport) {
-        if self.members[index].connected {
+        if self.members[index].hears() {
             let at = self.now + self.latency();
             self.members[index].reports.push_back((at, barrier, report));
         }
@@ -252,7 +331,7 @@ impl World {
             match output {
                 Output::Order(to, barrier, order) => {
                     let index = to.0.as_u128() as usize;
-                    if self.members[index].connected {
+                    if self.members[index].hears() {
                         let at = self.now + self.latency();
                         self.members[index].orders.push_back((at, barrier, order));
                     }
@@ -303,6 +382,12 @@ impl World {
             assert!(freeze.until.unwrap_or(self.now).duration_since(freeze.from) <= GROUP_FREEZE + MS);
         }
     }
+}
+
+fn coordinator(settings: &Settings, ids: &Arc<AtomicU64>, now: Instant) -> Coordinator {
+    let ids = Arc::clone(ids);
+    let new_id = move || BarrierId(uuid::Uuid::from_u128(ids.fetch_add(1, Ordering::Relaxed).into()));
+    Coordinator::new(vec![settings.clone()], Box::new(new_id), now)
 }
 
 const MS: Duration = Duration::from_millis(1);
