@@ -81,6 +81,11 @@ impl Images {
                 replica.apply(&[frame], Timestamp::now())?;
             }
             sender.seal(&mut replica, epoch)?;
+            // As the service does it in the background.
+            while let Some(task) = replica.task() {
+                let done = task.run(&mut |_| true)?;
+                replica.finish_task(done)?;
+            }
         }
         images.journal_bytes = replica.journal_bytes();
         Ok(images)

@@ -135,6 +135,21 @@ impl StorageFile for FolderFile {
         self.file.write_all_at(bytes, offset)
     }
 
+    fn will_read(&self, offset: u64, len: u64) {
+        /// The kernel fetches no more for one call.
+        const CALL: u64 = 512 << 10;
+        for at in (offset..offset + len).step_by(CALL as usize) {
+            let len = std::num::NonZero::new(CALL.min(offset + len - at));
+            // Only advice.
+            let _ = rustix::fs::fadvise(&self.file, at, len, rustix::fs::Advice::WillNeed);
+        }
+    }
+
+    fn wont_read(&self) {
+        // Only advice.
+        let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
+    }
+
     fn len(&self) -> io::Result<u64> {
         self.guard.check()?;
         Ok(self.file.metadata()?.len())

@@ -50,6 +50,16 @@ pub trait StorageFile: Send + Sync {
     /// Writes all of `bytes` at `offset`, growing the file as needed.
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
 
+    /// Says that these bytes will be read soon, so that they can be fetched meanwhile. Does not wait, and nothing depends
+    /// on it.
+    fn will_read(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
+
+    /// Says that what is durable of the file will not be read soon, so that it need not be kept in memory. Nothing
+    /// depends on it.
+    fn wont_read(&self) {}
+
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;
 

@@ -220,6 +220,11 @@ impl Log {
         self.file.file.sync().map_err(JournalError::io("sync", &self.file.path))
     }
 
+    /// What was made durable will not be read soon. New memory for a cache is dearer than what was just used.
+    pub(crate) fn wont_read(&self) {
+        self.file.file.wont_read();
+    }
+
     /// Forgets what was added since `mark`, after a failure.
     pub fn give_back(&mut self, mark: (u64, u32)) -> Result<(), JournalError> {
         self.buffer.clear();

@@ -132,6 +132,13 @@ impl Logs {
         Ok(())
     }
 
+    /// Tells a log's file that bytes `from..to` are about to be read. If it cannot be opened, whoever reads it says so.
+    pub(crate) fn will_read(&self, id: LogId, from: u64, to: u64) {
+        if let Ok(log) = self.open(id) {
+            log.file.will_read(from, to - from);
+        }
+    }
+
     /// Whether a log is there.
     pub(crate) fn exists(&self, id: LogId) -> Result<bool, JournalError> {
         let path = id.path(&self.dir);

@@ -80,6 +80,19 @@ impl View {
         self.logs.read_into(piece, bytes)
     }
 
+    /// Tells the logs' files that these are about to be read. Nothing depends on it.
+    pub(crate) fn will_read<'a>(&self, pieces: impl Iterator<Item = &'a Piece>) {
+        /// Bytes between two images that are read along.
+        const GAP: u64 = 64 << 10;
+        let mut wanted: Vec<&Piece> = pieces.filter(|piece| !piece.image.zeros).collect();
+        wanted.sort_unstable_by_key(|piece| (piece.log, piece.image.at));
+        let end = |piece: &Piece| piece.image.at + piece.image.extent.bytes();
+        for run in wanted.chunk_by(|a, b| a.log == b.log && b.image.at <= end(a) + GAP) {
+            let (first, last) = (run[0], run[run.len() - 1]);
+            self.logs.will_read(first.log, first.image.at, end(last));
+        }
+    }
+
     /// What of the blocks `start..end` has changed since the point, in order.
     pub(crate) fn find(&self, disk: DiskIndex, start: Block, end: Block) -> Result<Vec<Piece>, JournalError> {
         self.sorted.find(disk, start, end)

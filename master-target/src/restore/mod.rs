@@ -5,6 +5,7 @@
 //! restored, or half restored, replication waits. Once an operator accepts it, the way forward is dropped: the disks
 //! stay, and older points can still be restored.
 
+mod batch;
 mod estimate;
 mod group;
 mod pipeline;
