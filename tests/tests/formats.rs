@@ -261,7 +261,7 @@ fn tracker_maps() {
         ("overflow", at::DISK_OVERFLOW),
     ];
     assert_fields("tracker-disk", &disk, at::DISK_WORDS);
-    assert_fields("tracker-cpu", &[("inside", 0), ("inflight", at::CPU_INFLIGHT)], at::CPU_WORDS);
+    assert_fields("tracker-cpu", &[("inside", 0)], at::CPU_WORDS);
 }
 
 #[test]
