@@ -2,11 +2,6 @@
 
 use std::time::Duration;
 
-use agent::{
-    admin::{AgentStatus, Request, Response},
-    config::Config,
-    node::{PointRecord, PointState},
-};
 use engine::{
     point::Consistency,
     service::{
@@ -15,6 +10,12 @@ use engine::{
     },
 };
 use serde_json::json;
+
+use crate::{
+    admin::{AgentStatus, Request, Response},
+    config::Config,
+    node::{PointRecord, PointState},
+};
 
 fn ask(config: &Config, request: &Request) -> anyhow::Result<Response> {
     Ok(call(&config.admin, request, |_| ())?)

@@ -2,6 +2,8 @@
 
 pub mod admin;
 pub mod capture;
+mod cli;
+pub mod command;
 pub mod config;
 pub mod driver;
 pub mod metrics;

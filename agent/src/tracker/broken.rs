@@ -1,7 +1,7 @@
 //! Test support: a tracker that misses writes, which is what a proof must find.
 //!
 //! It loses one in so many of the granules that another tracker hands over, as if their writes had never been seen.
-//! An agent built with the feature `test-broken-tracker` uses it; no other does.
+//! Simulations use it, and a program of the whole-system tests; the agent itself has no way to.
 
 use engine::{
     extent_set::ExtentSet,
