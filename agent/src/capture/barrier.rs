@@ -228,6 +228,8 @@ impl Barrier {
             Round::Conflict => (),
             settled_or_too_much => return Ok(settled_or_too_much),
         }
+        // What was written meanwhile would else be written out while everybody waits.
+        freezer.sync()?;
         match self.hold(source, learned, freezer, limits::FREEZE)? {
             Round::Settled(captured) => self.release(source, freezer, captured).map(Round::Settled),
             other => Ok(other),

@@ -217,6 +217,8 @@ impl Node {
             if !attempt.barrier.shrink(source, learned)? {
                 return Ok(Round::TooMuch);
             }
+            // What was written meanwhile would else be written out while everybody waits.
+            freezer.sync()?;
             attempt.freezes += 1;
             match attempt.barrier.hold(source, learned, freezer, limits::FREEZE)? {
                 Round::Settled(captured) => {
