@@ -549,8 +549,7 @@ impl Actor {
             Event::Restore { request, reporter, done } => {
                 // Replication waits from here on: its sender is told so when it connects again.
                 self.connection = None;
-                self.node.handle_closed();
-                self.node.give_up_verification("the disks become those of a point");
+                self.node.handle_restore();
                 if let Some(phase) = request.phase() {
                     lock(&self.status).restore = Some(phase);
                 }

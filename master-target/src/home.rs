@@ -132,21 +132,7 @@ impl Home {
             );
             return Err(Rejected::new(Refusal::BadRequest, reason));
         }
-        if known.accepted {
-            let reason = format!(
-                "a restore of VM {} was accepted, so its disks are not what the sender left: begin a new replication",
-                stream.vm
-            );
-            return Err(Rejected::new(Refusal::Restored, reason));
-        }
-        if known.restore.is_some() {
-            let reason = format!(
-                "VM {} is restored to a point: undo that (`homeward-master-target restore --undo`) to replicate on",
-                stream.vm
-            );
-            return Err(Rejected::new(Refusal::Restored, reason));
-        }
-        Ok(())
+        check_goes_on(&known)
     }
 
     /// Opens a stream that is about to be written.
@@ -339,4 +325,22 @@ fn folder(stream: StreamId) -> PathBuf {
 fn same_disks(a: &StreamInfo, b: &StreamInfo) -> bool {
     a.disks.len() == b.disks.len()
         && a.disks.iter().zip(&b.disks).all(|(a, b)| a.name == b.name && a.bytes == b.bytes)
+}
+
+/// Whether a stream's frames may be applied: not while its disks are those of a point.
+pub(crate) fn check_goes_on(state: &State) -> Result<(), Rejected> {
+    let vm = &state.stream.vm;
+    if state.accepted {
+        let reason = format!(
+            "a restore of VM {vm} was accepted, so its disks are not what the sender left: begin a new replication"
+        );
+        return Err(Rejected::new(Refusal::Restored, reason));
+    }
+    if state.restore.is_some() {
+        let reason = format!(
+            "VM {vm} is restored to a point: undo that (`homeward-master-target restore --undo`) to replicate on"
+        );
+        return Err(Rejected::new(Refusal::Restored, reason));
+    }
+    Ok(())
 }

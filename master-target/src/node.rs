@@ -19,6 +19,7 @@ use engine::{
 use jiff::Timestamp;
 
 use crate::{
+    home::{Rejected, check_goes_on},
     journal::SealedPoint,
     proof::{Proof, ScrubPlan, Sign},
     replica::{Replica, ReplicaError},
@@ -126,9 +127,13 @@ impl StreamNode {
         Ok(())
     }
 
-    /// Before a restore: what is being verified ends, stored digests go with the disks they are of.
-    pub fn give_up_verification(&mut self, reason: &str) {
-        self.proof.give_up(&mut self.replica, reason);
+    /// Before a restore: replication ends until somebody connects after its undoing. What was received and is not
+    /// applied is forgotten, for it was not acknowledged. What is being verified ends, stored digests go with the
+    /// disks they are of.
+    pub fn handle_restore(&mut self) {
+        self.link = None;
+        self.pending.clear();
+        self.proof.give_up(&mut self.replica, "the disks become those of a point");
     }
 
     /// Why replication waits, if it does.
@@ -145,6 +150,12 @@ impl StreamNode {
 
     /// A connection whose `Hello` was accepted; `link` has read that far. It replaces an earlier one.
     pub fn handle_connected(&mut self, link: Link, now: Instant) {
+        // Let in before a restore began, it may come to us after it.
+        if let Err(Rejected { why, reason }) = check_goes_on(self.replica.state()) {
+            self.link = Some(link);
+            self.send(&Control::Refused { why, reason: reason.clone() }, now);
+            return self.close(reason);
+        }
         let position = self.replica.position();
         self.receiver = Receiver::at(position, position.seq);
         self.pending.clear();

@@ -37,7 +37,7 @@ pub(crate) use self::{
 };
 use crate::digests::Digests;
 use crate::journal::{
-    self, Catalogue, Log, LogId, Logs, OpenLayer, Record, Saved, SealedPoint, State, Watchers,
+    self, Catalogue, JournalError, Log, LogId, Logs, OpenLayer, Record, Saved, SealedPoint, State, Watchers,
 };
 
 /// A disk at home.
@@ -141,6 +141,10 @@ impl Replica {
     /// Applies frames that continue at [`Self::position`], durably; returns the points they sealed. On an error
     /// the position tells how far it got, and the rest may be applied again.
     pub fn apply(&mut self, frames: &[Frame], now: Timestamp) -> Result<Vec<SealedPoint>, ReplicaError> {
+        if self.state().restore.is_some() || self.state().accepted {
+            let what = "frames cannot be applied: the disks are those of a point".to_owned();
+            return Err(JournalError::Refused(what).into());
+        }
         let opened = Self::open_frames(self.position.chain, frames)?;
         for (frame, opened) in frames.iter().zip(&opened) {
             match opened {

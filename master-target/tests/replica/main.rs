@@ -11,14 +11,15 @@ mod rot;
 mod scenario;
 mod space;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use engine::{
     frame::Frame,
     io::sim::{Fault, SimOp, SimStorage},
+    session::Link,
 };
 use jiff::Timestamp;
-use master_target::{home::Home, replica::Replica, retention::Policy};
+use master_target::{home::Home, node::StreamNode, replica::Replica, retention::Policy};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use scenario::{Source, check_points, home as make_home, images, stream};
 
@@ -32,6 +33,40 @@ fn admit(home: &Home) -> Replica {
 
 fn apply(replica: &mut Replica, frames: &[Frame]) {
     replica.apply(frames, Timestamp::UNIX_EPOCH).unwrap();
+}
+
+/// Frames that are received already when a restore begins, and a connection that was let in before it.
+#[test]
+fn nothing_is_applied_while_the_disks_are_those_of_a_point() {
+    let storage = Arc::new(SimStorage::new());
+    let mut source = Source::new(1);
+    let mut replica = admit(&make_home(&storage));
+    apply(&mut replica, &[source.data(), source.seal(), source.data()]);
+    let (id, expected) = source.points[0].clone();
+    let point = replica.state().point(id).unwrap().clone();
+    let later = source.data();
+
+    let mut node = StreamNode::new(replica, Policy::everything());
+    let now = Instant::now();
+    let receive = |node: &mut StreamNode| {
+        node.handle_connected(Link::new(None, now), now);
+        node.handle_bytes(later.bytes(), now);
+    };
+    receive(&mut node);
+    assert!(node.has_work(now));
+    node.handle_restore();
+    node.replica_mut().restore(&point, &mut |_, _| true).unwrap();
+    assert!(!node.has_work(now));
+    receive(&mut node);
+    assert!(!node.has_work(now) && !node.is_connected());
+    assert!(node.replica_mut().apply(std::slice::from_ref(&later), Timestamp::UNIX_EPOCH).is_err());
+    assert!(images(&storage) == expected);
+
+    node.replica_mut().undo_restore(&mut |_, _| true).unwrap();
+    receive(&mut node);
+    assert!(node.has_work(now));
+    node.commit(now, Timestamp::UNIX_EPOCH).unwrap();
+    assert!(images(&storage) == source.images);
 }
 
 #[test]
