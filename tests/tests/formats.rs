@@ -248,6 +248,7 @@ fn tracker_maps() {
         ("boot", at::BOOT),
         ("object", at::OBJECT),
         ("stream", at::STREAM),
+        ("missed", at::MISSED),
         ("flips", at::FLIPS),
         ("unknown", at::UNKNOWN),
         ("disk", at::DISK),
