@@ -1,8 +1,8 @@
 //! The journal's files: no bytes make the start-up panic; what it accepts it accepts again with the same meaning,
 //! and undoing restores leads back to the disks as they were.
 //!
-//! The input is a catalogue, then the undo logs of layers 1, 2 and so on, each from its magic to the next one's. It
-//! is tried as it is, and with numbers, lengths and checksums put right.
+//! The input is a catalogue, then the undo logs of layers 1, 2 and so on, each from its magic to the next one's, and behind
+//! each its index, if it has one. It is tried as it is, and with numbers, lengths and checksums put right.
 
 #![no_main]
 
@@ -16,7 +16,7 @@ use homeward_fuzz::put;
 use libfuzzer_sys::fuzz_target;
 use master_target::{
     journal::{
-        Catalogue, Logs, View,
+        Catalogue, Logs, View, index,
         layout::{self, COMMIT, ENTRY, HEADER, at, entry_at, kind},
     },
     replica::{Replica, Target},
@@ -28,23 +28,34 @@ const DISKS: usize = 3;
 const DISK_BYTES: u64 = 12 * BLOCK_BYTES - 512;
 
 fuzz_target!(|bytes: &[u8]| {
-    let starts: Vec<usize> = bytes
-        .windows(layout::MAGIC.len())
-        .enumerate()
-        .filter_map(|(start, window)| (window == layout::MAGIC).then_some(start))
-        .collect();
-    let catalogue = &bytes[..starts.first().copied().unwrap_or(bytes.len())];
-    let ends = starts.iter().skip(1).copied().chain([bytes.len()]);
-    let mut logs: Vec<Vec<u8>> =
-        starts.iter().zip(ends).map(|(start, end)| bytes[*start..end].to_vec()).collect();
-    run(catalogue, &logs);
+    let (catalogue, mut logs) = cut(bytes, &layout::MAGIC);
+    let mut indexes: Vec<Option<Vec<u8>>> = Vec::new();
+    for log in &mut logs {
+        let (rest, mut found) = cut(log, &index::layout::MAGIC);
+        indexes.push(found.drain(..).next());
+        log.truncate(rest.len());
+    }
+    run(&catalogue, &logs, &indexes);
 
-    let stream = catalogue_stream(catalogue);
-    logs.iter_mut().enumerate().for_each(|(index, log)| mend_log(log, index as u64 + 1, stream));
-    run(&mend_catalogue(catalogue, &logs), &logs);
+    let stream = catalogue_stream(&catalogue);
+    for (layer, (log, index)) in (1..).zip(logs.iter_mut().zip(&mut indexes)) {
+        mend_log(log, layer, stream);
+        if let Some(index) = index {
+            mend_index(index, layer, stream, log.len() as u64);
+        }
+    }
+    run(&mend_catalogue(&catalogue, &logs), &logs, &indexes);
 });
 
-fn run(catalogue: &[u8], logs: &[Vec<u8>]) {
+/// What stands before the first `magic`, and what begins with each.
+fn cut(bytes: &[u8], magic: &[u8; 4]) -> (Vec<u8>, Vec<Vec<u8>>) {
+    let starts = (0..bytes.len()).filter(|start| bytes[*start..].starts_with(magic));
+    let starts: Vec<usize> = starts.chain([bytes.len()]).collect();
+    let parts = starts.windows(2).map(|part| bytes[part[0]..part[1]].to_vec()).collect();
+    (bytes[..starts[0]].to_vec(), parts)
+}
+
+fn run(catalogue: &[u8], logs: &[Vec<u8>], indexes: &[Option<Vec<u8>>]) {
     let sim = Arc::new(SimStorage::new());
     let storage: Arc<dyn Storage> = Arc::clone(&sim) as _;
     let dir = Path::new("");
@@ -52,7 +63,11 @@ fn run(catalogue: &[u8], logs: &[Vec<u8>]) {
         storage.create(Path::new(name)).unwrap().write_all_at(bytes, 0).unwrap();
     };
     write("catalogue", catalogue);
-    logs.iter().enumerate().for_each(|(index, log)| write(&format!("layer-{:010}.undo", index + 1), log));
+    for (layer, (log, index)) in (1..).zip(logs.iter().zip(indexes)) {
+        let layer: u64 = layer;
+        write(&format!("layer-{layer:010}.undo"), log);
+        index.iter().for_each(|index| write(&format!("layer-{layer:010}.index"), index));
+    }
 
     let Ok(state) = Catalogue::peek(storage.as_ref(), dir) else { return };
     if state.stream.disks.len() > DISKS {
@@ -176,4 +191,42 @@ fn mend_log(log: &mut Vec<u8>, layer: u64, stream: Option<uuid::Uuid>) {
         (start, number) = (start + ENTRY + data_len, number + 1);
     }
     log.truncate(start);
+}
+
+/// Makes a whole index of `index`: a right header, and pages as full as what is there allows, of whole images.
+fn mend_index(index: &mut Vec<u8>, layer: u64, stream: Option<uuid::Uuid>, log_bytes: u64) {
+    use index::layout::{HEADER, MAGIC, PAGE, PAGE_HEAD, RECORD, VERSION, at, page_at, record_at};
+    let len = index.len().max(HEADER);
+    index.resize(len, 0);
+    let mut records = 0u64;
+    let mut end = HEADER;
+    for (number, page) in (0u64..).zip(index[HEADER..].chunks_mut(PAGE)) {
+        let of_page = page.len().saturating_sub(PAGE_HEAD) / RECORD;
+        if of_page == 0 {
+            break;
+        }
+        let page = &mut page[..PAGE_HEAD + of_page * RECORD];
+        for record in page[PAGE_HEAD..].chunks_exact_mut(RECORD) {
+            put(record, record_at::LAYER, &layer.to_le_bytes());
+            put(record, record_at::GENERATION, &[0; 4]);
+        }
+        put(page, page_at::NUMBER, &number.to_le_bytes());
+        put(page, page_at::RECORDS, &(of_page as u16).to_le_bytes());
+        put(page, page_at::RESERVED, &[0; 2]);
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&page[..page_at::CRC]);
+        hasher.update(&page[PAGE_HEAD..]);
+        put(page, page_at::CRC, &hasher.finalize().to_le_bytes());
+        (records, end) = (records + of_page as u64, end + page.len());
+    }
+    index.truncate(end);
+    index[..HEADER].fill(0);
+    put(index, at::MAGIC, &MAGIC);
+    put(index, at::VERSION, &[VERSION]);
+    put(index, at::STREAM, stream.unwrap_or_default().as_bytes());
+    put(index, at::LAYER, &layer.to_le_bytes());
+    put(index, at::LOG_BYTES, &log_bytes.to_le_bytes());
+    put(index, at::RECORDS, &records.to_le_bytes());
+    let crc = crc32fast::hash(&index[..at::CRC]);
+    put(index, at::CRC, &crc.to_le_bytes());
 }
