@@ -53,7 +53,7 @@ enum Step {
 }
 
 /// One of so many completions is not seen.
-const UNSEEN: u32 = 50;
+const UNSEEN: u32 = 200;
 
 /// One step of one writer.
 pub(super) fn step(world: &mut World, index: usize) {

@@ -37,8 +37,7 @@ const DISK: u64 = 24 << 20;
 /// How long a member may be stuck before it counts as missing.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Tries after which a common point is wanted, on a machine however busy: to freeze takes three grace periods of the
-/// kernel's RCU, which become long when much else runs.
+/// Tries after which a common point is wanted, on a machine however busy: freezing takes longer when much else runs.
 const TRIES: usize = 100;
 
 const WAIT: Duration = Duration::from_secs(120);

@@ -17,7 +17,7 @@ use rand::RngExt;
 
 use crate::five::{Five, MEMBERS, TEST, Tally, vm};
 
-const KILLS: u64 = 4;
+const KILLS: u64 = 2;
 
 /// A common point takes about this long.
 const MOMENTS: Duration = Duration::from_millis(400);
