@@ -334,7 +334,8 @@ fn every_point_is_exact_and_the_target_catches_up_whatever_breaks() {
     assert!(application_consistent > 100 && failed > 50 && common > 20);
 }
 
-/// The number of points stated in docs/barrier.md, section 9, for disks whose hot leaves fit one point.
+/// The number of points stated in docs/barrier.md, section 9, for disks whose hot leaves fit one point, and one more for
+/// witnesses given up.
 #[test]
 fn every_leaf_settles_within_a_few_points_however_busy_the_disks() {
     let (mut most, mut points) = (0, 0);
@@ -350,7 +351,7 @@ fn every_leaf_settles_within_a_few_points_however_busy_the_disks() {
         assert_eq!(world.peer.different, BTreeSet::new(), "seed {seed}");
     }
     println!("at most {most} points, {points} in all");
-    assert!(most <= 3, "it took {most} points");
+    assert!(most <= 4, "it took {most} points");
 }
 
 #[test]
