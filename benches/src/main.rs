@@ -79,10 +79,10 @@ enum Command {
     /// What tracking costs a busy disk: a running fio with and without it, in turns.
     Overhead {
         /// Pairs of slices of time, one with it and one without.
-        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+        #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
         /// Milliseconds of one slice.
-        #[arg(long, default_value_t = 1000)]
+        #[arg(long, default_value_t = 120)]
         slice_ms: u64,
     },
     /// How much memory each service takes during a full copy and under churn.

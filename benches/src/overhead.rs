@@ -1,4 +1,4 @@
-//! What tracking costs: the rate of 4 KiB random writes with and without the tracker, in turns of a second.
+//! What tracking costs: the rate of 4 KiB random writes with and without the tracker, in turns of a fraction of a second.
 //!
 //! Twice: with one write at a time, which waits for the disk, and with 32, which on a quick disk waits for the CPU alone,
 //! so that every instruction of the tracker shows. One fio writes all along, while the tracker is attached and
@@ -29,7 +29,7 @@ const DEPTHS: [(u32, &str); 2] = [(1, "--iodepth=1"), (32, "--iodepth=32")];
 const WARM_UP: Duration = Duration::from_secs(3);
 
 /// After the programs were loaded or removed, which takes the CPU for a moment.
-const SETTLE: Duration = Duration::from_millis(200);
+const SETTLE: Duration = Duration::from_millis(60);
 
 /// Name of the tracker's pins, which no agent has.
 const TRACKER: &str = "bench-overhead";
