@@ -32,10 +32,13 @@ pub struct Report {
     ratio: f64,
     /// The same of undoing it.
     undo_ratio: f64,
+    /// The same of fio, doing sequentially what such a restore does: the most that there can be on one disk.
+    limit_ratio: f64,
     ratios: Spread,
     restored_bytes_per_second: Spread,
     undone_bytes_per_second: Spread,
     sequential_bytes_per_second: Spread,
+    limit_bytes_per_second: Spread,
     /// Times that restore or undo was killed.
     kills: u32,
     /// Restores and undos that came to their end all the same, each exact.
@@ -55,6 +58,7 @@ pub fn run(
     let rate = || fio::sequential_writes(images.dir(), SEQUENTIAL.min(images.bytes), stop);
     let (mut sequential, mut ratios, mut undo_ratios) = (vec![rate()?], Vec::new(), Vec::new());
     let (mut restored, mut undone) = (Vec::new(), Vec::new());
+    let (mut limits, mut limit_ratios) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         for (way, rates, ratios) in
             [(Way::Back, &mut restored, &mut ratios), (Way::Forward, &mut undone, &mut undo_ratios)]
@@ -68,6 +72,9 @@ pub fn run(
             rates.push(images.bytes as f64 / seconds);
             ratios.push(images.bytes as f64 / seconds / ((before + after) / 2.0));
         }
+        let limit = fio::like_a_restore(images.dir(), SEQUENTIAL.min(images.bytes) / 4, stop)?;
+        limits.push(limit);
+        limit_ratios.push(limit / sequential[sequential.len() - 1]);
     }
     let longest = images.bytes as f64 / restored.iter().copied().fold(f64::INFINITY, f64::min);
     let survived = kill(&program, &images, kills, longest, stop)?;
@@ -78,10 +85,12 @@ pub fn run(
         rounds,
         ratio: ratios.median,
         undo_ratio: Spread::of(undo_ratios).median,
+        limit_ratio: Spread::of(limit_ratios).median,
         ratios,
         restored_bytes_per_second: Spread::of(restored),
         undone_bytes_per_second: Spread::of(undone),
         sequential_bytes_per_second: Spread::of(sequential),
+        limit_bytes_per_second: Spread::of(limits),
         kills,
         survived,
     })
@@ -139,6 +148,12 @@ impl fmt::Display for Report {
             )?;
             let undone = mib(&self.undone_bytes_per_second);
             writeln!(f, "  undone at {:.2} of it: {undone:.0} MiB/s", self.undo_ratio)?;
+            let limit = mib(&self.limit_bytes_per_second);
+            writeln!(
+                f,
+                "  fio reading and writing as much: {:.2} of it, {limit:.0} MiB/s",
+                self.limit_ratio
+            )?;
         }
         if self.kills > 0 {
             writeln!(f, "  killed {} times, {} ends reached, each exact", self.kills, self.survived)?;
