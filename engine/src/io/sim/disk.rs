@@ -1,7 +1,7 @@
 //! The state of a simulated file system: a tree of folders and files, and the changes that make it another.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Component, Path},
     sync::Arc,
@@ -160,7 +160,7 @@ impl Disk {
     /// Bytes that the named files take.
     pub(super) fn used(&self) -> u64 {
         let mut used = 0;
-        self.walk(|node| {
+        self.walk(|_, node| {
             if let Node::File(content) = node {
                 used += content.allocated();
             }
@@ -168,10 +168,19 @@ impl Disk {
         used
     }
 
-    fn walk(&self, mut visit: impl FnMut(&Node)) {
+    /// Drops files that have no name and that nobody has open.
+    pub(super) fn sweep(&mut self, is_open: impl Fn(Ino) -> bool) {
+        let mut named = BTreeSet::new();
+        self.walk(|ino, _| {
+            named.insert(ino);
+        });
+        self.nodes.retain(|ino, _| named.contains(ino) || is_open(*ino));
+    }
+
+    fn walk(&self, mut visit: impl FnMut(Ino, &Node)) {
         let mut left = vec![ROOT];
-        while let Some(node) = left.pop().and_then(|ino| self.nodes.get(&ino)) {
-            visit(node);
+        while let Some((ino, node)) = left.pop().and_then(|ino| Some((ino, self.nodes.get(&ino)?))) {
+            visit(ino, node);
             if let Node::Dir(names) = node {
                 left.extend(names.values());
             }

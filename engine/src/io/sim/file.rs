@@ -17,6 +17,7 @@ pub(super) struct SimFile {
 
 impl SimFile {
     pub(super) fn new(machine: Arc<SharedMachine>, ino: Ino, path: &Path) -> Self {
+        machine.lock().handle_opened(ino);
         Self { machine, ino, guard: SyncGuard::new(path.display().to_string()) }
     }
 
@@ -32,6 +33,12 @@ impl SimFile {
     fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
         self.begin(SimOp::Zero)?.zero(self.ino, offset, len);
         Ok(())
+    }
+}
+
+impl Drop for SimFile {
+    fn drop(&mut self) {
+        self.machine.lock().handle_closed(self.ino);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The machine under a simulated storage: its disk, its log, its faults, and every operation on them.
 
 use std::{
+    collections::BTreeMap,
     fmt, io,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -60,6 +61,8 @@ pub(super) struct Machine {
     /// Stands where the last power cut was.
     replay: Replay,
     next_ino: Ino,
+    /// How many handles each file has.
+    handles: BTreeMap<Ino, usize>,
 }
 
 impl Machine {
@@ -71,6 +74,7 @@ impl Machine {
             base: disk.clone(),
             replay: Replay::from(disk.clone()),
             next_ino: ROOT + 1,
+            handles: BTreeMap::new(),
             disk,
         }
     }
@@ -84,6 +88,7 @@ impl Machine {
             base: self.base.clone(),
             replay: self.replay.clone(),
             next_ino: self.next_ino,
+            handles: BTreeMap::new(),
         }
     }
 
@@ -95,11 +100,25 @@ impl Machine {
         Self { quota: self.quota, next_ino: self.next_ino, ..Self::over(self.replay.cut(luck)) }
     }
 
-    /// Everything so far is durable, and its log is gone.
+    /// Everything so far is durable, its log is gone, and so are files that are removed and that nobody has open.
     pub(super) fn forget_log(&mut self) {
         self.log = Vec::new();
+        self.disk.sweep(|file| self.handles.contains_key(&file));
         self.base = self.disk.clone();
         self.replay = Replay::from(self.disk.clone());
+    }
+
+    pub(super) fn handle_opened(&mut self, file: Ino) {
+        *self.handles.entry(file).or_default() += 1;
+    }
+
+    pub(super) fn handle_closed(&mut self, file: Ino) {
+        if let Some(count) = self.handles.get_mut(&file) {
+            *count -= 1;
+            if *count == 0 {
+                self.handles.remove(&file);
+            }
+        }
     }
 
     fn change(&mut self, change: Change) {
