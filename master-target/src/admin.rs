@@ -11,10 +11,13 @@ use engine::{
     units::StreamId,
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use crate::{
     drill::{DrillStatus, Drills, Place, Plan},
     driver::{RestoreRequest, Server},
+    export::{self, ExportError, Exported},
+    image::PointImage,
     journal::SealedPoint,
     proof::{Verdict, Verified},
     restore::Estimate,
@@ -96,6 +99,15 @@ pub enum Request {
         #[serde(default)]
         writable: bool,
     },
+    /// Write a disk of a VM, as it was at a point, to the file that comes with the request.
+    Export {
+        /// Its name.
+        vm: String,
+        /// `latest`, an id or a time.
+        point: String,
+        /// Which disk, and how.
+        plan: export::Plan,
+    },
     /// The drills that run.
     Drills,
     /// End a drill.
@@ -125,6 +137,8 @@ pub enum Response {
     Verdicts(BTreeMap<PointId, Verdict>),
     /// To [`Request::Drill`] and [`Request::StopDrill`].
     Drill(Box<DrillStatus>),
+    /// To [`Request::Export`].
+    Exported(Box<Exported>),
     /// To [`Request::Drills`].
     Drills(Vec<DrillStatus>),
 }
@@ -197,6 +211,13 @@ pub async fn answer(
             let status = blocking(start).await?.with_code(Code::Refused)?;
             Response::Drill(Box::new(status))
         }
+        Request::Export { vm, point, plan } => {
+            let select = point.parse().map_err(anyhow::Error::msg).with_code(Code::Usage)?;
+            let stream = find(vm).await?;
+            let point = server.find_point(stream, &select).with_code(Code::Refused)?;
+            let image = server.open_image(stream, &point).await.with_code(Code::Refused)?;
+            Response::Exported(Box::new(export_to_file(image, point, plan, reporter).await?))
+        }
         Request::Drills => Response::Drills(drills.list()),
         Request::StopDrill { id } => {
             let status = blocking(move || drills.stop(id)).await?.with_code(Code::Refused)?;
@@ -214,6 +235,32 @@ async fn restore(
 ) -> anyhow::Result<Response> {
     let status = server.restore(stream, request, reporter).await.with_code(Code::Refused)?;
     Ok(Response::Restored(Box::new(status)))
+}
+
+/// Exports on a thread of its own, which may hang in a pipe that nobody reads: the end of the service does not wait for it.
+async fn export_to_file(
+    image: PointImage,
+    point: SealedPoint,
+    plan: export::Plan,
+    reporter: Reporter,
+) -> anyhow::Result<Exported> {
+    let file = reporter.file();
+    let file = file.ok_or_else(|| anyhow::anyhow!("no file came with the request")).with_code(Code::Usage)?;
+    let (done, result) = oneshot::channel();
+    let work = move || {
+        let mut go_on = |what: &'static str, done, all| {
+            reporter.report(what, done, all);
+            !reporter.is_gone()
+        };
+        // Who asked may have gone.
+        let _ = done.send(export::export(image, &point.point, &plan, &file, &mut go_on));
+    };
+    std::thread::Builder::new().name("export".into()).spawn(work)?;
+    let exported: Result<Exported, ExportError> = result.await?;
+    exported.or_else(|error| {
+        let code = error.code();
+        Err(error).with_code(code)
+    })
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {

@@ -2,9 +2,12 @@
 
 mod desk;
 pub(crate) mod drill;
+pub(crate) mod export;
 pub(crate) mod points;
 pub(crate) mod restore;
 pub(crate) mod verify;
+
+use std::fs::File;
 
 use engine::{
     service::{
@@ -26,8 +29,18 @@ use serde_json::json;
 
 /// Asks the service; `None` if it does not run.
 fn ask(config: &Config, request: &Request, json: bool) -> anyhow::Result<Option<Response>> {
+    ask_with_file(config, request, None, json)
+}
+
+/// Asks the service to do something with a file; `None` if it does not run.
+fn ask_with_file(
+    config: &Config,
+    request: &Request,
+    file: Option<&File>,
+    json: bool,
+) -> anyhow::Result<Option<Response>> {
     let mut progress: Option<Progress> = None;
-    let answer = admin::call(&config.admin, request, |step| {
+    let answer = admin::call_with_file(&config.admin, request, file, |step| {
         progress
             .get_or_insert_with(|| Progress::new(Show::detect(json), step.what.clone(), step.total))
             .update(step);

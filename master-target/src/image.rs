@@ -1,11 +1,14 @@
-//! The disks of a point, readable while replication goes on: what a drill serves and a proof reads.
+//! The disks of a point, readable while replication goes on: what a drill serves, a proof reads and an export writes out.
 //!
 //! For every block the oldest before-image since the point counts; a block without one has not changed, and is on
 //! the disk. An image is synced in the journal before its block is overwritten, so whoever reads the disk first and
 //! then looks for images that were saved meanwhile cannot miss the change. It changes nothing.
 
+mod disk;
+
 use std::sync::Arc;
 
+pub use disk::{Image, PointDisk};
 use engine::{
     extent::Extent,
     extent_set::ExtentSet,

@@ -1,7 +1,7 @@
 //! The master target: applies frames to VMware disks and keeps recovery points.
 //!
 //! Layers, lowest first: `datastore` → `vmdk`; `journal` → `digests`, `retention` → `replica` → `restore`, `image` →
-//! `proof` → `home` → `node` → `status`, `metrics`, `tasks` → `driver`; `image` → `drill` → `config` → `admin`.
+//! `proof` → `home` → `node` → `status`, `metrics`, `tasks` → `driver`; `image` → `drill` → `config`, `export` → `admin`.
 
 pub mod admin;
 pub mod config;
@@ -9,6 +9,7 @@ pub mod datastore;
 pub mod digests;
 pub mod drill;
 pub mod driver;
+pub mod export;
 pub mod home;
 pub mod image;
 pub mod journal;

@@ -32,14 +32,16 @@ Examples:
   homeward-master-target verify --check certificate.json --ca ca.pem
   homeward-master-target drill web-01 --point latest --writable
   homeward-master-target drill web-01 --socket /run/web-01.sock --disk sda
+  homeward-master-target export web-01 --point latest --disk sda web-01-sda.vmdk
+  homeward-master-target export web-01 --format raw - | zstd > web-01-sda.raw.zst
   homeward-master-target drills
   homeward-master-target drill --stop 1
 
-`points`, `pin`, `unpin`, `restore` and `drill` also work while the service does not run. A restore may be interrupted at any
+`points`, `pin`, `unpin`, `restore`, `drill` and `export` also work while the service does not run. A restore may be interrupted at any
 moment, by ^C or `kill -9`; the same command goes on where it stopped, and --undo leads back from there.
 
 Exit codes: 0 done, 1 failed, 2 wrong arguments, 3 unusable configuration,
-4 not running or not reachable, 5 refused (nothing was changed), 6 verified and different, 130 interrupted.";
+4 not running or not reachable, 5 refused (nothing was changed), 6 verified, or exported and read again, and different, 130 interrupted.";
 
 /// Applies replicated frames to VMware disks and keeps recovery points.
 #[derive(Debug, Parser)]
@@ -84,6 +86,8 @@ enum Command {
     Verify(cli::verify::Args),
     /// Serve a VM's disks as they were at a point, over NBD. In the service if it runs, else until interrupted.
     Drill(cli::drill::Args),
+    /// Write a disk of a VM, as it was at a point, to a new file, and read it again to check it. Replication goes on.
+    Export(cli::export::Args),
     /// The drills that run.
     Drills,
     /// Print a completion script for a shell.
@@ -122,6 +126,7 @@ fn main() -> ExitCode {
             Command::Restore(args) => cli::restore::run(&config, &args, cli.json),
             Command::Verify(args) => cli::verify::run(&config, args, cli.json),
             Command::Drill(args) => cli::drill::run(&config, args, cli.json),
+            Command::Export(args) => cli::export::run(&config, args, cli.json),
             Command::Drills => cli::drill::list(&config, cli.json),
             Command::Completions { .. } => Ok(()),
         }

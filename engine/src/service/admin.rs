@@ -10,10 +10,13 @@
 //! ← {"error":{"message":"no point 7","code":"refused"}}
 //! ```
 //!
+//! With a request may come an open file, which [`Reporter::file`] has.
+//!
 //! A request goes on when its client goes away, unless its handler asks [`Reporter::is_gone`] and gives up.
 
 use std::{
-    io::{self, BufRead, BufReader, Read, Write},
+    fs::File,
+    io::{self, BufRead, BufReader, Read},
     os::unix::{fs::FileTypeExt, net::UnixStream as BlockingStream},
     path::{Path, PathBuf},
 };
@@ -24,6 +27,7 @@ use thiserror::Error;
 use super::{code::Code, progress::Step};
 use crate::limits;
 
+mod handover;
 mod server;
 
 pub use server::{AdminServer, Reporter};
@@ -111,6 +115,19 @@ enum Answer<T> {
 pub fn call<T: DeserializeOwned>(
     path: &Path,
     request: &impl Serialize,
+    on_progress: impl FnMut(Step),
+) -> Result<T, AdminError> {
+    call_with_file(path, request, None, on_progress)
+}
+
+/// As [`call`], and hands over a file.
+///
+/// # Errors
+/// As for [`call`].
+pub fn call_with_file<T: DeserializeOwned>(
+    path: &Path,
+    request: &impl Serialize,
+    file: Option<&File>,
     mut on_progress: impl FnMut(Step),
 ) -> Result<T, AdminError> {
     let io_error = |source| AdminError::Io { path: path.into(), source };
@@ -126,7 +143,7 @@ pub fn call<T: DeserializeOwned>(
         }
         _ => io_error(source),
     })?;
-    stream.write_all(&request).map_err(io_error)?;
+    handover::send(&mut stream, &request, file).map_err(io_error)?;
 
     let mut answers = BufReader::new(stream);
     loop {

@@ -1,15 +1,18 @@
 //! Who does what a command wants: the service, if it runs, else this process, with the journals locked.
 
+use std::fs::File;
+
 use engine::{
     io::DirLock,
     service::{
         exit::{Code, WithCode},
-        progress::{Progress, Show},
+        progress::{Progress, Show, Step},
     },
 };
 use master_target::{
     admin::{Request, Response},
     config::Config,
+    export::{self, Exported},
     home::Home,
     journal::SealedPoint,
     replica::{Replica, ReplicaError},
@@ -17,7 +20,7 @@ use master_target::{
     status::{PointStatus, StreamStatus},
 };
 
-use super::{ask, find};
+use super::{ask, ask_with_file, find};
 
 /// Who does it.
 pub(super) enum Desk<'a> {
@@ -44,7 +47,7 @@ impl<'a> Desk<'a> {
     }
 
     fn ask(config: &Config, request: &Request, json: bool) -> anyhow::Result<Response> {
-        ask(config, request, json)?.ok_or_else(|| anyhow::anyhow!("the service has just stopped: try again"))
+        ask(config, request, json)?.ok_or_else(stopped)
     }
 
     /// All VMs.
@@ -114,6 +117,43 @@ impl<'a> Desk<'a> {
         }
     }
 
+    /// Writes a disk as it was at a point to `file`.
+    pub(super) fn export(
+        &self,
+        vm: &str,
+        point: &str,
+        plan: &export::Plan,
+        file: &File,
+    ) -> anyhow::Result<Exported> {
+        match self {
+            Self::Service(config, json) => {
+                let request =
+                    Request::Export { vm: vm.to_owned(), point: point.to_owned(), plan: plan.clone() };
+                match ask_with_file(config, &request, Some(file), *json)?.ok_or_else(stopped)? {
+                    Response::Exported(exported) => Ok(*exported),
+                    _ => odd(),
+                }
+            }
+            Self::Alone { home, json, .. } => {
+                let mut replica = home.open(find(home, vm)?)?;
+                let point = select(&replica, point)?;
+                let image = replica.open_image(&point)?;
+                let mut progress: Option<Progress> = None;
+                let mut show = |what: &'static str, done, total| {
+                    let progress =
+                        progress.get_or_insert_with(|| Progress::new(Show::detect(*json), what, total));
+                    progress.update(Step { what: what.into(), done, total });
+                    true
+                };
+                let exported = export::export(image, &point.point, plan, file, &mut show);
+                exported.or_else(|error| {
+                    let code = error.code();
+                    Err(error).with_code(code)
+                })
+            }
+        }
+    }
+
     /// Pins a point, or lets retention have it again.
     pub(super) fn pin(&self, vm: &str, point: &str, pinned: bool) -> anyhow::Result<SealedPoint> {
         match self {
@@ -132,6 +172,10 @@ impl<'a> Desk<'a> {
             }
         }
     }
+}
+
+fn stopped() -> anyhow::Error {
+    anyhow::anyhow!("the service has just stopped: try again")
 }
 
 fn odd<T>() -> anyhow::Result<T> {

@@ -333,7 +333,7 @@ impl Connection {
 
     fn change(
         &self,
-        change: impl FnOnce(&super::Overlay, &dyn super::Image) -> Result<(), OverlayError>,
+        change: impl FnOnce(&super::Overlay, &dyn crate::image::Image) -> Result<(), OverlayError>,
     ) -> Result<(), Errno> {
         // Requests to write pass the check only where there is an overlay.
         let Some((overlay, below)) = self.disk.writable() else { return Err(Errno::NotPermitted) };

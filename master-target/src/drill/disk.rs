@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::{
-    Image, limits,
+    limits,
     nbd::{Errno, layout::extent},
     overlay::{Kind, Overlay, OverlayError},
 };
+use crate::image::Image;
 
 /// A disk as its clients see it.
 pub struct DrillDisk {

@@ -2,16 +2,15 @@
 //! deciding. Replication and points go on meanwhile.
 //!
 //! What is drilled never changes: reads come from the point, writes (where they are allowed) go to an overlay that
-//! is thrown away with the drill. Nothing here can write to a VMDK or a journal: it has only [`Image`]s.
+//! is thrown away with the drill. Nothing here can write to a VMDK or a journal: it has only [`crate::image::Image`]s.
 //!
-//! Layers, lowest first: `limits` → `nbd`, `image` → `overlay` → `disk`, `socket` → `connection` → `server`
+//! Layers, lowest first: `limits` → `nbd` → `overlay` → `disk`, `socket` → `connection` → `server`
 //! → `registry`.
 
 pub(crate) mod limits;
 
 mod connection;
 mod disk;
-mod image;
 pub mod nbd;
 mod overlay;
 mod registry;
@@ -19,7 +18,6 @@ mod server;
 mod socket;
 
 pub use disk::DrillDisk;
-pub use image::{Image, PointDisk};
 pub use overlay::{Budget, Overlay, OverlayError};
 pub use registry::{DrillError, DrillStatus, Drills, Plan, Served};
 pub use server::NbdServer;

@@ -16,8 +16,8 @@ use engine::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Budget, DrillDisk, NbdServer, Overlay, OverlayError, Place, PointDisk, limits, nbd::Export};
-use crate::image::PointImage;
+use super::{Budget, DrillDisk, NbdServer, Overlay, OverlayError, Place, limits, nbd::Export};
+use crate::image::{PointDisk, PointImage};
 
 /// Why a drill was not begun, or not found. Nothing was changed.
 #[derive(Debug, thiserror::Error)]

@@ -31,8 +31,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     content_id::ContentId,
-    descriptor::{self, Descriptor, DescriptorError, RawDescriptor},
-    geometry::{AdapterType, Capacity, DiskUuid, Geometry},
+    descriptor::{self, CreateType, Descriptor, DescriptorError, NewText, RawDescriptor, random_long_prefix},
+    geometry::{AdapterType, Capacity, DiskUuid},
 };
 use crate::datastore::EntryName;
 
@@ -261,39 +261,20 @@ fn write_new(storage: &dyn Storage, path: &Path, bytes: &[u8]) -> Result<(), Fla
     sync_parent(storage, path)
 }
 
-/// The text that ESXi writes for a new disk, the blank after "Data Base" included.
+/// The text of a new disk's descriptor.
 fn esxi_text(disk: &NewDisk, rng: &mut dyn Rng) -> String {
-    let NewDisk { name, capacity, adapter, uuid, .. } = disk;
-    let Geometry { cylinders, heads, sectors } = Geometry::of(*capacity, *adapter);
-    let thin = if disk.provisioning == Provisioning::Thin { "ddb.thinProvisioned = \"1\"\n" } else { "" };
-    let long_prefix = u128::from(rng.next_u64()) << 32 | u128::from(rng.next_u32());
-    format!(
-        "# Disk DescriptorFile\n\
-         version=1\n\
-         encoding=\"UTF-8\"\n\
-         CID={cid}\n\
-         parentCID={no_parent}\n\
-         createType=\"vmfs\"\n\
-         \n\
-         # Extent description\n\
-         RW {length} VMFS \"{name}-flat.vmdk\"\n\
-         \n\
-         # The Disk Data Base \n\
-         #DDB\n\
-         \n\
-         ddb.adapterType = \"{adapter}\"\n\
-         ddb.geometry.cylinders = \"{cylinders}\"\n\
-         ddb.geometry.heads = \"{heads}\"\n\
-         ddb.geometry.sectors = \"{sectors}\"\n\
-         ddb.longContentID = \"{long_prefix:024x}{cid}\"\n\
-         {thin}\
-         ddb.uuid = \"{uuid}\"\n\
-         ddb.virtualHWVersion = \"14\"\n",
-        cid = ContentId::FRESH,
-        no_parent = ContentId::NO_PARENT,
-        length = capacity.sectors(),
-        adapter = adapter.as_str(),
-    )
+    let text = NewText {
+        create_type: CreateType::Vmfs,
+        extent: ("RW", "VMFS"),
+        file: &format!("{}-flat.vmdk", disk.name),
+        capacity: disk.capacity,
+        adapter: disk.adapter,
+        thin: disk.provisioning == Provisioning::Thin,
+        uuid: Some(disk.uuid),
+        content_id: ContentId::FRESH,
+        long_prefix: random_long_prefix(rng),
+    };
+    text.to_string()
 }
 
 fn mark_of(descriptor: &Path) -> PathBuf {

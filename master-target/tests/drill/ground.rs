@@ -10,7 +10,8 @@ use std::{
 };
 
 use master_target::{
-    drill::{Budget, DrillDisk, Image, NbdServer, Overlay, Place, nbd::Export},
+    drill::{Budget, DrillDisk, NbdServer, Overlay, Place, nbd::Export},
+    image::Image,
     replica::ReplicaError,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};

@@ -1,7 +1,7 @@
 //! The service's side of the admin interface.
 
 use std::{
-    fs::{self, Permissions},
+    fs::{self, File, Permissions},
     io,
     os::unix::{fs::PermissionsExt, net::UnixListener as StdListener},
     path::{Path, PathBuf},
@@ -16,7 +16,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{AdminError, Answer, Failure, Step, remove_stale, to_line};
+use super::{AdminError, Answer, Failure, Step, handover, remove_stale, to_line};
 use crate::{
     limits,
     service::{code::Code, shutdown::Shutdown},
@@ -32,21 +32,31 @@ pub struct AdminServer {
     path: PathBuf,
 }
 
-/// Sends a request's progress to whoever asked. Never blocks; reports that find no room are dropped.
+/// Sends a request's progress to whoever asked, and has what came with it. Never blocks; reports that find no room are
+/// dropped.
 #[derive(Clone, Debug)]
-pub struct Reporter(mpsc::Sender<Step>);
+pub struct Reporter {
+    steps: mpsc::Sender<Step>,
+    file: Option<Arc<File>>,
+}
 
 impl Reporter {
     /// `done` of `total` bytes of `what` are done.
     pub fn report(&self, what: &str, done: u64, total: u64) {
         // Full: the client is slow. Closed: it has gone. Neither is the work's concern.
-        let _ = self.0.try_send(Step { what: what.into(), done, total });
+        let _ = self.steps.try_send(Step { what: what.into(), done, total });
+    }
+
+    /// The file that came with the request, open with the rights of whoever asked.
+    #[must_use]
+    pub fn file(&self) -> Option<Arc<File>> {
+        self.file.clone()
     }
 
     /// Whether nobody waits for the answer any more; known only some time after a report.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        self.0.is_closed()
+        self.steps.is_closed()
     }
 }
 
@@ -132,11 +142,17 @@ where
     Response: Serialize + Send + 'static,
     Fut: Future<Output = Result<Response, Failure>> + Send + 'static,
 {
-    let (reader, mut writer) = stream.into_split();
-    let mut line = Vec::new();
     let limit = limits::ADMIN_LINE as u64;
-    let mut reader = BufReader::new(reader).take(limit);
-    timeout(limits::HANDSHAKE, reader.read_until(b'\n', &mut line)).await??;
+    let receive = async {
+        let (mut line, file) = handover::receive(&stream).await?;
+        let (reader, writer) = stream.into_split();
+        if !line.is_empty() && line.last() != Some(&b'\n') {
+            let mut reader = BufReader::new(reader).take(limit - line.len() as u64);
+            reader.read_until(b'\n', &mut line).await?;
+        }
+        io::Result::Ok((line, file.map(Arc::new), writer))
+    };
+    let (line, file, mut writer) = timeout(limits::HANDSHAKE, receive).await??;
     if line.last() != Some(&b'\n') {
         return refuse(&mut writer, format!("a request is one line of at most {limit} bytes")).await;
     }
@@ -149,7 +165,7 @@ where
 
     let (sender, mut reports) = mpsc::channel(REPORTS);
     // A task of its own: neither a client that does not read nor one that goes away stops the work.
-    let mut work = tokio::spawn(handler(request, Reporter(sender)));
+    let mut work = tokio::spawn(handler(request, Reporter { steps: sender, file }));
     let outcome = loop {
         tokio::select! {
             biased;

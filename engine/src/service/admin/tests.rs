@@ -1,6 +1,9 @@
 //! Both ends over a real socket.
 
-use std::os::unix::{fs::PermissionsExt, net::UnixListener as StdListener};
+use std::{
+    io::{Seek, Write},
+    os::unix::{fs::PermissionsExt, net::UnixListener as StdListener},
+};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -12,11 +15,21 @@ use crate::service::shutdown::Shutdown;
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "lowercase")]
 enum Request {
-    Echo { value: Value },
-    Repeat { times: usize },
-    Count { to: u64 },
+    Echo {
+        value: Value,
+    },
+    Repeat {
+        times: usize,
+    },
+    Count {
+        to: u64,
+    },
     Refuse,
     Panic,
+    /// Writes to the file that came along.
+    Write {
+        text: String,
+    },
 }
 
 struct Service {
@@ -36,6 +49,9 @@ async fn handle(request: Request, reporter: Reporter) -> Result<Value, Failure> 
         }
         Request::Refuse => Err(Failure { message: "no".into(), code: Code::Refused }),
         Request::Panic => panic!("a bug in a handler"),
+        Request::Write { text } => {
+            Ok(reporter.file().is_some_and(|file| (&*file).write_all(text.as_bytes()).is_ok()).into())
+        }
     }
 }
 
@@ -106,6 +122,27 @@ async fn failures_keep_message_and_code() {
     assert!(matches!(answer, Err(AdminError::Failed(_))), "{answer:?}");
     let (answer, _) = ask(&service.path, Request::Echo { value: 1.into() }).await;
     assert_eq!(answer.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_file_comes_along_with_short_and_long_requests() {
+    let service = start();
+    for length in [1, 100_000] {
+        let text = "x".repeat(length);
+        let (path, request) = (service.path.clone(), Request::Write { text: text.clone() });
+        let written = tokio::task::spawn_blocking(move || {
+            let mut file = tempfile::tempfile().unwrap();
+            let answer: Value = call_with_file(&path, &request, Some(&file), |_| {}).unwrap();
+            assert_eq!(answer, true);
+            let mut written = String::new();
+            file.rewind().unwrap();
+            file.read_to_string(&mut written).unwrap();
+            written
+        });
+        assert!(written.await.unwrap() == text, "{length} bytes");
+        let (answer, _) = ask(&service.path, Request::Write { text }).await;
+        assert_eq!(answer.unwrap(), false, "no file came along");
+    }
 }
 
 #[tokio::test]

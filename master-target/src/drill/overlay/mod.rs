@@ -27,7 +27,8 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 use self::map::BlockMap;
 pub use self::map::Kind;
-use super::{Image, limits};
+use super::limits;
+use crate::image::Image;
 use crate::replica::ReplicaError;
 
 /// Why the overlay did not take a write.

@@ -3,7 +3,7 @@
 //! Two steps. [`RawDescriptor`] is the text as found, split into lines and checked for nothing but grammar; it
 //! keeps every byte, so what it prints is what it read. [`Descriptor`] is made from it by `TryFrom` and holds
 //! the values that decide what may be done with the disk, each checked. The only edit is
-//! [`RawDescriptor::set_content_id`].
+//! [`RawDescriptor::set_content_id`]. What new disks say is [`NewText`].
 //!
 //! Nothing here opens a file: the text comes from someone else and this code is fuzzed.
 
@@ -12,12 +12,14 @@ mod error;
 mod line;
 #[cfg(test)]
 mod tests;
+mod text;
 
 use std::collections::HashMap;
 
 pub use checked::{Access, CreateType, Descriptor, Extent, ExtentType};
 pub use error::DescriptorError;
 use line::{Line, LineKind};
+pub use text::{NewText, random_long_prefix};
 
 use super::content_id::ContentId;
 

@@ -1,10 +1,11 @@
-//! What a drill reads: a disk that does not change.
+//! One disk of a point, or another disk that does not change: what a drill or an export reads.
 
 use std::sync::Arc;
 
 use engine::units::DiskIndex;
 
-use crate::{image::PointImage, replica::ReplicaError};
+use super::PointImage;
+use crate::replica::ReplicaError;
 
 /// A disk that does not change: a disk of a point.
 pub trait Image: Send + Sync {
