@@ -1,7 +1,6 @@
 //! Exports, read by programs that know nothing of us: `qemu-img` and `vmdkinfo`; and disks that those made, read by us.
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     reason = "a failed step ends the test; the lint spares only functions marked as tests"
 )]
 

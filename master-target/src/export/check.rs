@@ -45,12 +45,11 @@ pub(super) fn root(
     }
 }
 
-/// The root of a disk of `bytes`, from the digest of each leaf; a buffer to read it into is given.
-fn root_of(
-    bytes: u64,
-    go_on: &mut GoOn<'_>,
-    leaf_digest: &(dyn Fn(u64, &mut Vec<u8>) -> Result<Digest, ExportError> + Sync),
-) -> Result<Digest, ExportError> {
+/// Digest of the leaf of this number; a buffer to read it into is given.
+type DigestOf<'a> = dyn Fn(u64, &mut Vec<u8>) -> Result<Digest, ExportError> + Sync + 'a;
+
+/// The root of a disk of `bytes`, from the digest of each leaf.
+fn root_of(bytes: u64, go_on: &mut GoOn<'_>, leaf_digest: &DigestOf<'_>) -> Result<Digest, ExportError> {
     const LEAVES: u64 = PIECE_BYTES / LEAF_BYTES;
     let work = |piece: u64| {
         let mut buf = Vec::new();
