@@ -139,12 +139,13 @@ impl Drop for NewFile {
 
 fn said(args: &Args, exported: &Exported) -> String {
     let Exported { point, taken_at, disk, written } = exported;
+    let place =
+        if args.out == Path::new("-") { "standard output".into() } else { args.out.display().to_string() };
     let checked = if written.checked { "read again and found equal" } else { "not read again" };
     format!(
-        "Disk {disk} of {} as it was at {taken_at} ({point}) is in {}: {} with {} of data, {} in the file, {checked}.\n\
+        "Disk {disk} of {} as it was at {taken_at} ({point}) is in {place}: {} with {} of data, {} in the file, {checked}.\n\
          root {}",
         args.vm,
-        args.out.display(),
         Size(written.capacity_bytes),
         Size(written.data_bytes),
         Size(written.file_bytes),
