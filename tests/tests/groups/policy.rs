@@ -14,6 +14,12 @@ fn others() -> Vec<usize> {
     (0..MEMBERS).filter(|member| *member != AWAY).collect()
 }
 
+/// One that is slow may be missing as well while the policy allows it: a busy machine gets more tries.
+fn makes_one_of_all(five: &Five) {
+    let is_of_all = |_| five.point(false, &mut Tally::default()).mark.missing.is_empty();
+    assert!((0..20).any(is_of_all), "one that is back is missing for good");
+}
+
 /// Its agent does not run.
 pub(crate) fn decides_without_one(five: &Five) {
     let agent = five.lab.agent(&vm(AWAY)).unwrap();
@@ -27,7 +33,7 @@ pub(crate) fn decides_without_one(five: &Five) {
     makes_one_of_the_others(five);
     agent.start().unwrap();
     five.wait_until_well();
-    assert!(five.point(false, &mut Tally::default()).mark.missing.is_empty());
+    makes_one_of_all(five);
 }
 
 /// Its agent is connected, and stopped in the middle of whatever it is doing.
@@ -43,7 +49,7 @@ pub(crate) fn decides_with_one_that_is_stuck(five: &Five) {
     println!("{TEST}: with one that is stuck, a point took {:.1} s", began.elapsed().as_secs_f64());
     signal(Signal::CONT);
     five.wait_until_well();
-    assert!(five.point(false, &mut Tally::default()).mark.missing.is_empty());
+    makes_one_of_all(five);
 
     five.partial("refuse");
     five.wait_until_well();
