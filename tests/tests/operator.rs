@@ -1,8 +1,8 @@
 //! The promise: what an operator asks the running master target for is what happens, and a dry run changes nothing: pins,
-//! restores, their undoing, and acceptance for good.
+//! exports, restores, their undoing, and acceptance for good.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use homeward::lab::{Look, image, isolate};
 use homeward_tests::{ground::Had, rig::Rig, settings};
@@ -43,8 +43,23 @@ fn listed(rig: &Rig, had: &Had) -> Option<Value> {
     points.iter().find(|point| point["id"] == had.point.id.to_string()).cloned()
 }
 
+/// What is exported is the disk as of the point, by bytes and by the root in its certificate; nothing is overwritten.
+fn exports(rig: &Rig, id: &str, then: &Path) {
+    let verified = done(rig, &["verify", VM, "--point", id, "--wait"]);
+    let root = &verified["verified"]["certificate"]["statement"]["disks"][0]["root"];
+    assert!(root.is_string(), "{verified:#}");
+    for format in ["raw", "stream-optimized"] {
+        let file = rig.dir.path().join(format);
+        let args = ["export", VM, "--point", id, "--format", format, file.to_str().unwrap()];
+        let exported = done(rig, &args)["exported"].clone();
+        assert_eq!((&exported["root"], &exported["checked"]), (root, &Value::Bool(true)));
+        assert_eq!(run(rig, &args).0, REFUSED, "the file exists");
+    }
+    assert_eq!(image::first_difference(then, &rig.dir.path().join("raw"), &rig.stop).unwrap(), None);
+}
+
 #[test]
-fn restores_pins_and_acceptance_by_the_commands() {
+fn restores_pins_exports_and_acceptance_by_the_commands() {
     if !settings::is_root(VM) {
         return;
     }
@@ -53,11 +68,13 @@ fn restores_pins_and_acceptance_by_the_commands() {
     let first = rig.start();
     let then = rig.dir.path().join("then.img");
     image::copy(rig.device.path(), &then, &rig.stop).unwrap();
+    let id = first.point.id.to_string();
+    exports(&rig, &id, &then);
+
     let flat = rig.lab.vmdks(VM).unwrap()[0].flat.clone();
     let is_as = |of| image::first_difference(of, &flat, &rig.stop).unwrap().is_none();
     rig.disks.rewrite().unwrap();
     let second = rig.had();
-    let id = first.point.id.to_string();
 
     done(&rig, &["pin", VM, &id]);
     assert_eq!(listed(&rig, &first).unwrap()["pinned"], true);

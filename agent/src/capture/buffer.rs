@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use engine::{
     extent_set::ExtentSet,
     limits,
-    units::{BLOCK_BYTES, Block, DiskIndex},
+    units::{Block, DiskIndex, is_zero},
 };
 
-use super::contents::{Contents, FrameContent, is_zero};
+use super::contents::{Contents, FrameContent};
 
 /// Granules of all disks, as read.
 #[derive(Debug, Default)]
@@ -68,7 +68,7 @@ impl Buffer {
 
     /// Keeps a granule, in place of what was kept of it.
     pub fn insert(&mut self, disk: DiskIndex, first: Block, bytes: &[u8]) {
-        let zero = bytes.chunks(BLOCK_BYTES as usize).all(is_zero);
+        let zero = is_zero(bytes);
         let granule = if zero { Granule::Zero(bytes.len()) } else { Granule::Data(bytes.into()) };
         self.bytes += granule.held();
         let before = self.granules.insert((disk, first), granule);

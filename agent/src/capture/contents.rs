@@ -9,7 +9,7 @@ use engine::{
     extent_set::ExtentSet,
     frame::{ContentBuilder, Payload},
     limits,
-    units::{BLOCK_BYTES, Block, DiskIndex},
+    units::{BLOCK_BYTES, Block, DiskIndex, is_zero},
 };
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -100,12 +100,6 @@ impl Contents {
             bytes = rest;
         }
     }
-}
-
-/// Whether a block, or the part of one that a disk ends with, is all zeros.
-pub(super) fn is_zero(block: &[u8]) -> bool {
-    static ZEROS: [u8; BLOCK] = [0; BLOCK];
-    block == &ZEROS[..block.len()]
 }
 
 #[cfg(test)]

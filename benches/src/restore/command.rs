@@ -39,7 +39,7 @@ impl Program {
         let mut running = Running::start(&self.0, images, way)?;
         let began = Instant::now();
         lab::wait_until(stop, "the restore", LONGEST, || {
-            Ok(match running.0.try_wait() {
+            Ok(match running.child.try_wait() {
                 Ok(None) => Look::NotYet("it runs".into()),
                 ended => Look::Done(ended),
             })
@@ -53,19 +53,22 @@ impl Program {
     pub fn kill(&self, images: &Images, way: Way, after: Duration, stop: &Shutdown) -> anyhow::Result<bool> {
         let mut running = Running::start(&self.0, images, way)?;
         lab::let_pass(stop, after)?;
-        if running.0.try_wait()?.is_some() {
+        if running.child.try_wait()?.is_some() {
             running.answer()?;
             return Ok(false);
         }
         // SIGKILL.
-        running.0.kill()?;
-        running.0.wait()?;
+        running.child.kill()?;
+        running.child.wait()?;
         Ok(true)
     }
 }
 
 /// Ends when it is dropped.
-struct Running(Child, Way);
+struct Running {
+    child: Child,
+    way: Way,
+}
 
 impl Running {
     fn start(program: &Path, images: &Images, way: Way) -> anyhow::Result<Self> {
@@ -77,18 +80,18 @@ impl Running {
         };
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
-        Ok(Self(child, way))
+        Ok(Self { child, way })
     }
 
     /// What it said; it has ended.
     fn answer(&mut self) -> anyhow::Result<Value> {
         use std::io::Read;
         let (mut said, mut complained) = (String::new(), String::new());
-        self.0.stdout.take().map(|mut out| out.read_to_string(&mut said)).transpose()?;
-        self.0.stderr.take().map(|mut err| err.read_to_string(&mut complained)).transpose()?;
-        let status = self.0.wait()?;
+        self.child.stdout.take().map(|mut out| out.read_to_string(&mut said)).transpose()?;
+        self.child.stderr.take().map(|mut err| err.read_to_string(&mut complained)).transpose()?;
+        let status = self.child.wait()?;
         // The one before was killed when all was done but said.
-        let was_done = self.1 == Way::Forward && said.contains("nothing to undo");
+        let was_done = self.way == Way::Forward && said.contains("nothing to undo");
         anyhow::ensure!(status.success() || was_done, "the restore failed ({status}): {complained}{said}");
         serde_json::from_str(&said).context("what the restore said is no JSON")
     }
@@ -97,7 +100,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         // Ended already if all went well.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

@@ -1,6 +1,6 @@
 //! Header and pages of a file of leaf digests: raw bytes to checked types and back. Opens nothing.
 
-use engine::units::{Digest, DiskIndex, StreamId};
+use engine::units::{Digest, DiskIndex, StreamId, is_zero};
 
 use super::layout::{self, DIGEST, DIGESTS, PAGE, at, page_at, state};
 
@@ -85,7 +85,7 @@ impl Page {
     /// Parses and checks page `number`; `None` if it is damaged.
     #[must_use]
     pub fn decode(raw: &[u8; PAGE], number: u64) -> Option<Self> {
-        if raw.iter().all(|byte| *byte == 0) {
+        if is_zero(raw) {
             return Some(Self::default());
         }
         let digest = |at| Digest(array(raw, at * DIGEST));

@@ -4,7 +4,7 @@ use std::{fs::File, os::unix::fs::FileExt};
 
 use engine::{
     digest::{LEAF_BYTES, RootBuilder, leaf_digest, leaves_in, zero_leaf},
-    units::Digest,
+    units::{Digest, is_zero},
 };
 
 use super::{
@@ -77,10 +77,4 @@ pub(super) fn digest(leaf: &[u8]) -> Digest {
 /// Digest of a leaf of so many zeros.
 fn zeros(len: usize) -> Digest {
     if len as u64 == LEAF_BYTES { zero_leaf() } else { leaf_digest(&vec![0; len]) }
-}
-
-/// Whether all of `bytes` are zero.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<64>();
-    words.iter().all(|word| *word == [0; 64]) && rest.iter().all(|byte| *byte == 0)
 }

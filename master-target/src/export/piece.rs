@@ -2,15 +2,10 @@
 
 use engine::{
     digest::LEAF_BYTES,
-    units::{BLOCK_BYTES, Digest},
+    units::{BLOCK_BYTES, Digest, is_zero},
 };
 
-use super::{
-    check::{digest, is_zero},
-    error::ExportError,
-    format::Format,
-    limits::PIECE_BYTES,
-};
+use super::{check::digest, error::ExportError, format::Format, limits::PIECE_BYTES};
 use crate::{
     image::Image,
     vmdk::stream_optimized::{GRAIN_BYTES, GrainWriter},

@@ -13,7 +13,7 @@ use engine::{
     extent::Extent,
     frame::Position,
     io::{Storage, StorageFile},
-    units::{BLOCK_BYTES, DiskIndex, StreamId},
+    units::{DiskIndex, StreamId, is_zero},
 };
 
 use super::{
@@ -231,13 +231,6 @@ impl Log {
         (self.len, self.entries) = mark;
         self.file.file.set_len(self.len).map_err(JournalError::io("cut", &self.file.path))
     }
-}
-
-/// Whether all bytes are zero.
-fn is_zero(bytes: &[u8]) -> bool {
-    // Whole blocks compare at memory speed.
-    const ZEROS: [u8; BLOCK_BYTES as usize] = [0; BLOCK_BYTES as usize];
-    bytes.chunks(ZEROS.len()).all(|chunk| chunk == &ZEROS[..chunk.len()])
 }
 
 impl JournalError {

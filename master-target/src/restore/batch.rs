@@ -7,7 +7,7 @@ use engine::{
     extent::Extent,
     io::{AlignedBuf, Op},
     limits,
-    units::{BLOCK_BYTES, DiskIndex},
+    units::{BLOCK_BYTES, DiskIndex, is_zero},
 };
 
 use crate::{
@@ -202,7 +202,7 @@ impl Chunk {
     fn is(&self, old: &[u8]) -> bool {
         match &self.bytes {
             Some(bytes) => bytes[..] == *old,
-            None => old.iter().all(|byte| *byte == 0),
+            None => is_zero(old),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! stuck the policy decides, and the label says it; whoever is killed meanwhile, nobody stays frozen, and no point is
 //! wrong.
 //!
-//! 20 common points, and 4 kills; the full count of 500 is `HOMEWARD_ROUNDS=25 cargo test --release -p homeward-tests
+//! 20 common points, and 2 kills; the full count of 500 is `HOMEWARD_ROUNDS=25 cargo test --release -p homeward-tests
 //! --test groups -- --nocapture`.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
