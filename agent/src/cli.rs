@@ -76,6 +76,11 @@ fn describe(status: &AgentStatus) -> String {
         let (done, total, rate) = (Size(copy.done), Size(copy.total), Rate(copy.rate));
         line(format!("copied {done} of {total} ({percent} %), {rate}, {left} left"));
     }
+    if let Some(resync) = &node.resync {
+        let left = resync.eta_s.map_or("unknown time".to_owned(), |eta| seconds(eta).to_string());
+        let (done, total) = (Size(resync.total - resync.left), Size(resync.total));
+        line(format!("compared {done} of {total}, {} of it equal, {left} left", Size(resync.equal)));
+    }
     line(format!(
         "behind by {} and {}; {} to send",
         Size(node.lag_bytes),

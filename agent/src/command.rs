@@ -23,7 +23,7 @@ use crate::{
     config::Config,
     driver::Driver,
     metrics::Metrics,
-    node::{Node, Settings},
+    node::{Node, RESYNC_FROM, Settings},
     setup::{self, HOOKS_COMMAND, WATCHDOG_COMMAND},
     tracker::Tracker,
 };
@@ -150,6 +150,7 @@ async fn serve(config: Config, tracked: Tracked) -> anyhow::Result<()> {
         point_interval: config.point_interval.0,
         application_interval: config.application.as_ref().map(|application| application.interval.0),
         verify_rate: config.verify_rate.0,
+        resync_from: RESYNC_FROM,
     };
     let kind = prepared.parts.kind;
     tracing::info!(vm = config.vm, stream = %settings.stream.id, tracker = ?kind, "ready");

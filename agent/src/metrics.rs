@@ -18,10 +18,12 @@ pub struct Metrics {
     lag_bytes: Gauge,
     lag_seconds: Gauge<f64, AtomicU64>,
     dirty_bytes: Gauge,
+    compare_bytes: Gauge,
     point_age: Gauge<f64, AtomicU64>,
     connected: Gauge,
     wire_bytes: Counter,
     logical_bytes: Counter,
+    equal_bytes: Counter,
     points: Counter,
     tries: Counter,
     frozen_seconds: Counter<f64, AtomicU64>,
@@ -45,6 +47,7 @@ impl Metrics {
             m.lag_seconds.clone(),
         );
         registry.register("dirty_bytes", "Bytes to be sent", m.dirty_bytes.clone());
+        registry.register("compare_bytes", "Bytes to be compared with the target", m.compare_bytes.clone());
         registry.register(
             "point_age_seconds",
             "Age of the newest durable recovery point",
@@ -53,6 +56,7 @@ impl Metrics {
         registry.register("connected", "Whether frames can be sent", m.connected.clone());
         registry.register("wire_bytes", "Frame bytes made", m.wire_bytes.clone());
         registry.register("logical_bytes", "Disk bytes in them", m.logical_bytes.clone());
+        registry.register("equal_bytes", "Dirty bytes that the target had already", m.equal_bytes.clone());
         registry.register("points", "Recovery points that became durable", m.points.clone());
         registry.register("barrier_tries", "Rounds of the converging barrier", m.tries.clone());
         registry.register("frozen_seconds", "Time that file systems were frozen", m.frozen_seconds.clone());
@@ -71,6 +75,7 @@ impl Metrics {
         self.lag_bytes.set(status.lag_bytes as i64);
         self.lag_seconds.set(status.lag_s);
         self.dirty_bytes.set(status.dirty_bytes as i64);
+        self.compare_bytes.set(status.resync.map_or(0, |resync| resync.left as i64));
         self.connected.set(status.connected_s.is_some().into());
         let durable = status.points.iter().rev().find(|record| record.state == PointState::Durable);
         if let Some(record) = durable {
@@ -79,6 +84,7 @@ impl Metrics {
         let (now, last) = (status.totals, std::mem::replace(&mut self.last, status.totals));
         self.wire_bytes.inc_by(now.wire_bytes - last.wire_bytes);
         self.logical_bytes.inc_by(now.logical_bytes - last.logical_bytes);
+        self.equal_bytes.inc_by(now.equal_bytes - last.equal_bytes);
         self.points.inc_by(now.points - last.points);
         self.tries.inc_by(now.barrier_tries - last.barrier_tries);
         self.frozen_seconds.inc_by((now.frozen_us - last.frozen_us) as f64 / 1e6);

@@ -117,6 +117,11 @@ impl<W: AsRef<[AtomicU64]>> DirtyMap<W> {
         !self.each_word(start, end, |word, mask| word.load(Ordering::Acquire) & mask == 0)
     }
 
+    /// Whether every granule of the blocks `start..end` is marked.
+    pub fn all(&self, start: Block, end: Block) -> bool {
+        self.each_word(start, end, |word, mask| word.load(Ordering::Acquire) & mask == mask)
+    }
+
     /// Marks the whole disk.
     pub fn set_all(&self) {
         self.set(Block(0), Block(self.granularity.blocks));
@@ -241,6 +246,9 @@ mod tests {
             prop_assert_eq!(map.is_empty(), model.is_empty());
             for block in 0..blocks {
                 prop_assert_eq!(map.any(Block(block), Block(block + 1)), model.contains(&(block >> shift)));
+                let end = (block + limit).min(blocks);
+                let all = (block..end).all(|block| model.contains(&(block >> shift)));
+                prop_assert_eq!(map.all(Block(block), Block(end)), all);
             }
             let found: Vec<u64> = map.collect(Block(from), limit).extents()
                 .flat_map(|e| e.start.0..e.end().0).collect();

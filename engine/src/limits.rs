@@ -28,6 +28,12 @@ pub const CONTROL_BODY: usize = 64 << 10;
 /// Ranges of leaves in one control message: with the longest numbers they fit [`CONTROL_BODY`].
 pub const LEAF_RANGES: usize = 512;
 
+/// Leaves that one question of a resync is about: 16 MiB of a disk. Their digests fit [`CONTROL_BODY`].
+pub const SPAN_LEAVES: u64 = 256;
+
+/// Questions of one stream's resync that may be unanswered: enough that a round trip of 50 ms is no wait.
+pub const QUESTIONS: usize = 32;
+
 /// Disks of one VM.
 pub const DISKS_PER_VM: usize = 60;
 

@@ -4,7 +4,7 @@
 
 use engine::{
     digest::leaves_in,
-    frame::{Codec, Control, Frame, Header, Kind},
+    frame::{Codec, Compare, Compared, Control, Frame, Header, Kind, Span},
     limits,
     units::{Digest, DiskIndex, Epoch, Seq, StreamId},
 };
@@ -36,6 +36,12 @@ fuzz_target!(|json: &[u8]| {
         assert!(leaves.len() <= limits::LEAF_RANGES);
         let largest = leaves_in(limits::DISK_BYTES);
         assert!(leaves.iter().all(|range| range.count > 0 && range.first + range.count <= largest));
+    }
+    if let Control::Compare(Compare { span, .. }) | Control::Compared(Compared { span, .. }) = &message {
+        let leaves: Vec<u64> = span.leaves().collect();
+        assert!(!leaves.is_empty() && leaves.is_sorted_by(|a, b| a < b));
+        assert!(leaves.iter().all(|leaf| leaf - span.first < limits::SPAN_LEAVES));
+        assert_eq!(Span::of(span.disk, leaves), Some(*span));
     }
     if let Control::Hello { stream, .. } = message {
         assert!((1..=limits::DISKS_PER_VM).contains(&stream.disks.len()));

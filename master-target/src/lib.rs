@@ -1,7 +1,7 @@
 //! The master target: applies frames to VMware disks and keeps recovery points.
 //!
 //! Layers, lowest first: `datastore` → `vmdk`; `journal` → `digests`, `retention` → `replica` → `restore`, `image` →
-//! `proof` → `home` → `node` → `status`, `metrics`, `tasks` → `driver`; `image` → `drill` → `config`, `export` → `admin`.
+//! `proof`, `resync` → `home` → `node` → `status`, `metrics`, `tasks` → `driver`; `image` → `drill` → `config`, `export` → `admin`.
 
 pub mod admin;
 pub mod config;
@@ -18,6 +18,7 @@ pub mod node;
 pub mod proof;
 pub mod replica;
 pub mod restore;
+mod resync;
 pub mod retention;
 pub mod status;
 mod tasks;

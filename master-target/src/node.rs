@@ -23,6 +23,7 @@ use crate::{
     journal::SealedPoint,
     proof::{Proof, ScrubPlan, Sign},
     replica::{Replica, ReplicaError},
+    resync::Questions,
     retention::Policy,
 };
 
@@ -51,6 +52,8 @@ pub struct StreamNode {
     hold: Option<(String, Instant)>,
     counts: Counts,
     proof: Proof,
+    /// What the agent asks in a resync.
+    questions: Questions,
     /// Whether a warning was given that the journal is nearly full.
     warned: bool,
 }
@@ -87,6 +90,7 @@ impl StreamNode {
             hold: None,
             counts: Counts::default(),
             proof,
+            questions: Questions::default(),
             warned: false,
         }
     }
@@ -133,6 +137,7 @@ impl StreamNode {
     pub fn handle_restore(&mut self) {
         self.link = None;
         self.pending.clear();
+        self.questions.clear();
         self.proof.give_up(&mut self.replica, "the disks become those of a point");
     }
 
@@ -159,6 +164,7 @@ impl StreamNode {
         let position = self.replica.position();
         self.receiver = Receiver::at(position, position.seq);
         self.pending.clear();
+        self.questions.clear();
         self.link = Some(link);
         let window = limits::WINDOW_BYTES as u64;
         self.send(&Control::Welcome { position, durable: position.seq, window }, now);
@@ -213,12 +219,22 @@ impl StreamNode {
     /// When [`Self::work`] has something to do.
     #[must_use]
     pub fn work_at(&self, now: Instant) -> Option<Instant> {
-        self.proof.work_at(now)
+        let question = Some(now).filter(|_| self.must_answer());
+        question.into_iter().chain(self.proof.work_at(now)).min()
+    }
+
+    fn must_answer(&self) -> bool {
+        self.is_connected() && !self.questions.is_empty()
     }
 
     /// Does a bounded piece of what is not replication: call it between batches, when it is due.
     pub fn work(&mut self, now: Instant, wall: Timestamp) {
         self.proof.step(&mut self.replica, now, wall);
+        if self.must_answer()
+            && let Some(answer) = self.questions.answer(&mut self.replica)
+        {
+            self.send(&Control::Compared(answer), now);
+        }
     }
 
     /// From now on, disks and journal are read again in the background.
@@ -342,6 +358,9 @@ impl StreamNode {
                     self.receiver.handle_frame(&frame)?;
                     self.counts.wire_bytes += frame.bytes().len() as u64;
                     self.pending.push_back(frame);
+                }
+                Some(Message::Control(Control::Compare(question))) => {
+                    self.questions.push(&self.replica, question)?;
                 }
                 Some(Message::Control(_)) => return Err(SessionError::OutOfTurn("a control message")),
             }

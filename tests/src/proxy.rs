@@ -24,6 +24,7 @@ struct Shared {
     to: SocketAddr,
     closing: AtomicBool,
     up: AtomicU64,
+    down: AtomicU64,
     /// Bytes that still pass upwards until one is spoiled.
     spoil_in: AtomicI64,
     spoiled: AtomicU64,
@@ -40,6 +41,7 @@ impl Proxy {
             to,
             closing: AtomicBool::new(false),
             up: AtomicU64::new(0),
+            down: AtomicU64::new(0),
             spoil_in: AtomicI64::new(NEVER),
             spoiled: AtomicU64::new(0),
         });
@@ -70,6 +72,12 @@ impl Proxy {
         self.shared.up.load(SeqCst)
     }
 
+    /// Bytes that went the other way.
+    #[must_use]
+    pub fn bytes_down(&self) -> u64 {
+        self.shared.down.load(SeqCst)
+    }
+
     /// Flips a bit of the byte that goes up after `bytes` more.
     pub fn spoil_after(&self, bytes: u32) {
         self.shared.spoil_in.store(bytes.into(), SeqCst);
@@ -96,9 +104,13 @@ fn pass_on(client: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
         stream.set_nodelay(true)?;
     }
     let (down_from, down_to) = (server.try_clone()?, client.try_clone()?);
-    let shared = Arc::clone(shared);
-    thread::spawn(move || copy(client, server, |bytes| shared.pass_up(bytes)));
-    thread::spawn(move || copy(down_from, down_to, |_| {}));
+    let (up, down) = (Arc::clone(shared), Arc::clone(shared));
+    thread::spawn(move || copy(client, server, |bytes| up.pass_up(bytes)));
+    thread::spawn(move || {
+        copy(down_from, down_to, |bytes| {
+            down.down.fetch_add(bytes.len() as u64, SeqCst);
+        });
+    });
     Ok(())
 }
 

@@ -61,6 +61,8 @@ pub enum Mishap {
     Forge,
     /// The agent is killed and starts again.
     KillAgent,
+    /// The VM reboots, or its tracking is lost otherwise: everything is dirty when the agent starts again.
+    Reboot,
     /// The process server is killed and starts again.
     KillRelay,
     /// The process server's machine loses power: what was not synced may be gone.
@@ -73,11 +75,12 @@ pub enum Mishap {
     PowerCutTarget,
 }
 
-const MISHAPS: [Mishap; 9] = [
+const MISHAPS: [Mishap; 10] = [
     Mishap::Cut,
     Mishap::Damage,
     Mishap::Forge,
     Mishap::KillAgent,
+    Mishap::Reboot,
     Mishap::KillRelay,
     Mishap::PowerCutRelay,
     Mishap::LoseSpool,
@@ -227,6 +230,10 @@ impl World {
                 }
             }
             Mishap::Forge => self.forge = true,
+            Mishap::Reboot => {
+                self.vm.reboot();
+                self.suffer(Mishap::KillAgent);
+            }
             Mishap::KillAgent => {
                 self.cut_agent();
                 self.lives += 1;
@@ -619,6 +626,7 @@ fn start_agent(vm: &SimVm, plan: &Plan, seed: u64, misses_one_in: Option<u32>) -
         point_interval: Duration::from_millis(700),
         application_interval: Some(Duration::from_millis(2500)),
         verify_rate: 64 << 20,
+        resync_from: 1,
     };
     Node::new(settings, parts, vm.now())
 }

@@ -293,9 +293,11 @@ fn every_control_message_has_an_example() {
         Control::Hold { .. } => 4,
         Control::Verify { .. } => 5,
         Control::Resend { .. } => 6,
-        Control::GroupOrder { .. } => 7,
-        Control::GroupReport { .. } => 8,
-        Control::Ping => 9,
+        Control::Compare(_) => 7,
+        Control::Compared(_) => 8,
+        Control::GroupOrder { .. } => 9,
+        Control::GroupReport { .. } => 10,
+        Control::Ping => 11,
     };
     let examples = example("jsonl control");
     for (line, json) in examples.iter().enumerate() {
@@ -303,7 +305,7 @@ fn every_control_message_has_an_example() {
         assert_eq!(index(&message), line);
         assert_eq!(&serde_json::to_string(&message).unwrap(), json);
     }
-    assert_eq!(examples.len(), 10);
+    assert_eq!(examples.len(), 12);
 
     let refusals = words("refusal");
     for word in &refusals {

@@ -69,7 +69,7 @@ impl Bench {
 
     fn precopy(&mut self) {
         while !self.source.tracker.may_read().unwrap() {}
-        while let Some(batch) = self.precopy.batch(&mut self.source) {
+        while let Some(batch) = self.precopy.batch(&mut self.source, &[]) {
             assert!(batch.error.is_none());
             batch.contents.into_iter().for_each(|content| self.apply(content));
         }

@@ -9,10 +9,12 @@
 use std::io;
 
 use engine::{
+    digest::{LEAF_BYTES, LeafMap, blocks_of},
     extent::Extent,
+    extent_set::ExtentSet,
     io::{AlignedBuf, Op},
     limits,
-    units::{BLOCK_BYTES, Block, DiskIndex},
+    units::{BLOCK_BYTES, Block, DiskIndex, blocks_in},
 };
 
 use super::{
@@ -24,7 +26,7 @@ use super::{
 pub const BATCH: u64 = 4 << 20;
 
 /// Blocks of one read.
-pub(super) const READ_BLOCKS: u32 = (limits::IO_BYTES as u64 / BLOCK_BYTES) as u32;
+pub(crate) const READ_BLOCKS: u32 = (limits::IO_BYTES as u64 / BLOCK_BYTES) as u32;
 
 /// Where a pass over the disks stands.
 #[derive(Debug, Default)]
@@ -47,21 +49,63 @@ pub struct Batch {
 impl Precopy {
     /// Reads the next batch of dirty blocks; `None` when the pass is over, and the next call begins a new one.
     /// A new pass must not begin while contents of the last are unsealed: they are still dirty.
-    pub fn batch(&mut self, source: &mut Source) -> Option<Batch> {
+    /// The leaves in `without`, a map for each disk or none at all, which are whole granules, are left out.
+    pub fn batch(&mut self, source: &mut Source, without: &[LeafMap]) -> Option<Batch> {
         while usize::from(self.disk.0) < source.disks.len() {
+            let without = without.get(usize::from(self.disk.0));
+            let size = source.disk(self.disk).size();
+            // So that a large part of a disk that is left out costs nothing.
+            let from = without.map_or(self.next, |without| first_outside(without, self.next, size));
             let dirty = &source.tracker.maps(self.disk).dirty;
-            let found = dirty.collect(self.next, BATCH / BLOCK_BYTES);
+            // Beyond the end there may be more of the last granule.
+            let found = match from.0 < blocks_in(size) {
+                true => dirty.collect(from, BATCH / BLOCK_BYTES),
+                false => ExtentSet::new(),
+            };
             let Some(last) = found.extents().last() else {
                 *self = Self { disk: DiskIndex(self.disk.0 + 1), next: Block(0) };
                 continue;
             };
             self.next = last.end();
+            let found = match without {
+                Some(without) => outside(&found, without, size),
+                None => found,
+            };
+            if found.is_empty() {
+                continue;
+            }
             let pieces: Vec<Extent> = found.extents().flat_map(|run| run.pieces(READ_BLOCKS)).collect();
             return Some(read(source, self.disk, &pieces));
         }
         *self = Self::default();
         None
     }
+}
+
+/// The first block from `from` on that is in no leaf of `without`.
+fn first_outside(without: &LeafMap, from: Block, disk_bytes: u64) -> Block {
+    let leaf = from.offset() / LEAF_BYTES;
+    match without.next_absent(leaf) {
+        absent if absent > leaf => blocks_of(absent, disk_bytes).start,
+        _ => from,
+    }
+}
+
+/// The blocks of `found` that are in no leaf of `without`.
+fn outside(found: &ExtentSet, without: &LeafMap, disk_bytes: u64) -> ExtentSet {
+    let mut outside = ExtentSet::new();
+    for run in found.extents() {
+        let mut at = run.start;
+        while at < run.end() {
+            at = first_outside(without, at, disk_bytes);
+            let leaf = at.offset() / LEAF_BYTES;
+            let next = without.next(leaf).map_or(run.end(), |next| blocks_of(next, disk_bytes).start);
+            let end = next.min(run.end());
+            outside.insert(at, end);
+            at = end.max(at);
+        }
+    }
+    outside
 }
 
 /// Reads ascending pieces of a disk and makes contents of them.
@@ -94,7 +138,7 @@ pub(crate) fn granule_blocks(source: &Source, disk: DiskIndex) -> usize {
     1 << source.tracker.maps(disk).dirty.granularity().shift
 }
 
-pub(super) fn read_op(piece: Extent, disk_bytes: u64, tag: u64) -> Op {
+pub(crate) fn read_op(piece: Extent, disk_bytes: u64, tag: u64) -> Op {
     Op::read(piece.offset(), piece.bytes_within(disk_bytes) as usize, tag)
 }
 

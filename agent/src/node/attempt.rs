@@ -143,6 +143,7 @@ impl Node {
     }
 
     pub(super) fn step_rounds(&mut self, now: Instant) {
+        debug_assert!(self.resync.is_none(), "no marks are taken while leaves are compared");
         let Some(mut attempt) = self.attempt.take() else { return };
         let held = attempt.needs_applications();
         if held && self.applications.phase() != Phase::Held {

@@ -203,6 +203,7 @@ impl Node {
 
     /// Applications hold, if they are to; then all that can be written out and captured before the freeze is.
     fn quiesce(&mut self, now: Instant) -> Step {
+        debug_assert!(self.resync.is_none(), "no marks are taken while leaves are compared");
         let Some(member) = &mut self.member else { return Step::Worked };
         if member.needs_applications() {
             match self.applications.phase() {
@@ -237,6 +238,7 @@ impl Node {
     }
 
     fn hold_member(&mut self) {
+        debug_assert!(self.resync.is_none(), "no marks are taken while leaves are compared");
         self.applications.follow();
         let held = self.applications.phase() == Phase::Held;
         let (Some(member), Some(freezer)) = (&mut self.member, self.freezer.as_deref_mut()) else { return };

@@ -11,13 +11,15 @@
 //! **Accounting** (a written block is always in a dirty map, a capture buffer, in flight or durable): marks go from
 //! the tracker to `dirty`, stay there while a block is read, packed or captured, and move to a `sent` half
 //! ([`ledger`]) when its frame is sealed. So whatever is dropped on the way is still dirty.
-//! No marks are taken while contents are between reading and sealing (rule 3 of docs/barrier.md).
+//! No marks are taken while contents are between reading and sealing (rule 3 of docs/barrier.md),
+//! nor while leaves are being compared with the target ([`resync`]): those that are equal leave `dirty` without a frame.
 
 mod applications;
 mod attempt;
 mod group;
 mod ledger;
 mod points;
+mod resync;
 mod status;
 mod uplink;
 mod verify;
@@ -47,6 +49,7 @@ use self::{
     group::Membership,
     ledger::Ledger,
     points::{Confirmed, Points},
+    resync::Resync,
     status::{Copying, Lag},
     uplink::{Elsewhere, News, Uplink},
     verify::Verification,
@@ -59,7 +62,8 @@ use crate::{
 
 pub use self::{
     points::{PointRecord, PointState, RequestId},
-    status::{CopyStatus, NodeStatus, Totals},
+    resync::RESYNC_FROM,
+    status::{CopyStatus, NodeStatus, ResyncStatus, Totals},
 };
 
 /// Contents that are being packed before one must be sealed.
@@ -133,6 +137,9 @@ pub struct Settings {
     pub application_interval: Option<Duration>,
     /// Bytes per second that may be read for digests, while the master target wants some.
     pub verify_rate: u64,
+    /// Leaves of 64 KiB that must be dirty as a whole before they are compared with the target instead of sent;
+    /// [`RESYNC_FROM`], but for tests with small disks.
+    pub resync_from: u64,
 }
 
 /// The agent of one VM.
@@ -163,6 +170,9 @@ pub struct Node {
     verify_rate: u64,
     /// While the master target wants digests.
     verification: Option<Box<Verification>>,
+    resync_from: u64,
+    /// While the target may have some of what is dirty. Nothing is taken from the tracker as long.
+    resync: Option<Resync>,
     harvest_every: Option<Duration>,
     harvest_at: Instant,
     /// Everything written before this was harvested.
@@ -183,7 +193,8 @@ impl Node {
     /// A node that has just started: it dials on its first [`Self::handle_timeout`].
     #[must_use]
     pub fn new(settings: Settings, parts: Parts, now: Instant) -> Self {
-        let Settings { agent, stream, point_interval, application_interval, verify_rate } = settings;
+        let Settings { agent, stream, point_interval, application_interval, verify_rate, resync_from } =
+            settings;
         let Parts { source, kind, freezer, quiescer, packer, backoff, new_id } = parts;
         // Whatever the process before had under way is dirty again; where the target stands shows on connecting.
         let ledger = Ledger::reset(&source, Seq(0));
@@ -210,6 +221,8 @@ impl Node {
             points: Points::new(point_interval, application_interval, now),
             verify_rate,
             verification: None,
+            resync_from,
+            resync: None,
             // A harvest of the scan tracker reads whole disks: only points are worth that.
             harvest_every: (kind == Kind::Ebpf).then_some(every),
             harvest_at: now,
@@ -243,12 +256,14 @@ impl Node {
             match news {
                 News::Resumed(durable) => {
                     tracing::info!("reconnected; going on where it stopped");
+                    self.resync.iter_mut().for_each(|resync| resync.ask_again(now));
                     self.handle_durable(durable);
                 }
                 News::Reset(elsewhere) => self.reset(&elsewhere, now),
                 News::Durable(seq) => self.handle_durable(seq),
                 News::Verify(leaves) => self.verify(&leaves, now),
                 News::Resend(leaves) => self.resend(&leaves, now),
+                News::Compared(compared) => self.handle_compared(&compared),
                 News::Order(barrier, order) => self.handle_order(barrier, order, now),
             }
         }
@@ -306,7 +321,7 @@ impl Node {
         let Elsewhere { position, durable, diverged } = elsewhere;
         self.ledger = Ledger::reset(&self.source, position.seq);
         if *diverged {
-            tracing::warn!(%durable, "the target does not hold what was sent from here: sending everything");
+            tracing::warn!(%durable, "the target does not hold what was sent from here: all of it may differ");
             self.distrust = true;
             self.source.indices().for_each(|disk| self.source.tracker.maps(disk).dirty.set_all());
         }
@@ -328,6 +343,7 @@ impl Node {
             self.copying = Some(Copying::new(self.source.dirty_bytes(), now));
         }
         tracing::info!(position = %position.seq, %durable, "connected");
+        self.begin_resync(position.seq, now);
     }
 
     fn handle_durable(&mut self, seq: Seq) {
@@ -376,6 +392,7 @@ impl Node {
             window_bytes: sender.map_or(0, |sender| sender.bytes_held()),
             copy: self.copying.as_ref().map(|copying| copying.status(now)),
             activity: self.activity().into(),
+            resync: self.resync.as_ref().map(|resync| resync.status(now)),
             verifying_leaves: self.verification.as_ref().map(|verification| verification.left()),
             trouble: self.trouble.clone(),
             point_failure: self.point_failure.clone(),
@@ -390,6 +407,7 @@ impl Node {
         }
         match self.work {
             Work::Idle if self.uplink.up_since().is_none() => "waiting for the process server",
+            Work::Idle if self.resync.is_some() => "comparing with the target",
             Work::Idle => "waiting for changes",
             Work::Precopy { .. } if self.copying.is_some() => "copying",
             Work::Precopy { .. } => "sending changes",

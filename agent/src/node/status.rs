@@ -39,6 +39,9 @@ pub struct NodeStatus {
     pub window_bytes: usize,
     /// The copy of everything dirty that goes before the first point; `None` when it is over.
     pub copy: Option<CopyStatus>,
+    /// The comparison of what the target may have already; `None` while there is none.
+    #[serde(default)]
+    pub resync: Option<ResyncStatus>,
     /// What is being done.
     pub activity: String,
     /// Leaves of 64 KiB whose digests the master target still wants; `None` while it wants none.
@@ -67,6 +70,19 @@ pub struct CopyStatus {
     pub eta_s: Option<f64>,
 }
 
+/// Progress of a resync.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResyncStatus {
+    /// Bytes to compare, at its start.
+    pub total: u64,
+    /// Bytes still to compare.
+    pub left: u64,
+    /// Bytes that the target has already.
+    pub equal: u64,
+    /// Seconds left at the rate so far; `None` if unknown.
+    pub eta_s: Option<f64>,
+}
+
 /// Sums since the process started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
@@ -89,6 +105,9 @@ pub struct Totals {
     /// Leaves of 64 KiB whose digests were sent.
     #[serde(default)]
     pub verified_leaves: u64,
+    /// Dirty bytes that the target turned out to have already, and that were not sent.
+    #[serde(default)]
+    pub equal_bytes: u64,
     /// How applications held.
     #[serde(default)]
     pub holds: Holds,

@@ -3,6 +3,7 @@
 
 mod group;
 mod peer;
+mod resync;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -268,6 +269,7 @@ fn start(vm: &SimVm, plan: &Plan, seed: u64) -> Node {
         point_interval: Duration::from_millis(700),
         application_interval: Some(Duration::from_millis(1500)),
         verify_rate: 64 << 20,
+        resync_from: 1,
     };
     Node::new(settings, parts, vm.now())
 }
@@ -290,7 +292,12 @@ fn every_point_is_exact_and_the_target_catches_up_whatever_breaks() {
             for _ in 0..700 {
                 match world.rng.random_range(0..400) {
                     0..=1 => world.cut(),
-                    2 => world.restart_agent(),
+                    2 => {
+                        if world.rng.random() {
+                            world.vm.reboot();
+                        }
+                        world.restart_agent();
+                    }
                     3 => {
                         world.cut();
                         world.peer.lose_unspooled();

@@ -6,7 +6,7 @@ use std::{collections::VecDeque, time::Instant};
 
 use bytes::Bytes;
 use engine::{
-    frame::{Control, GroupOrder, GroupReport, LeafRange, PROTOCOL, Position, StreamInfo},
+    frame::{Compare, Compared, Control, GroupOrder, GroupReport, LeafRange, PROTOCOL, Position, StreamInfo},
     limits,
     net::Backoff,
     point::BarrierId,
@@ -29,6 +29,8 @@ pub(super) enum News {
     Verify(Vec<LeafRange>),
     /// It found them different, and wants them again.
     Resend(Vec<LeafRange>),
+    /// What the master target holds of leaves that were asked for.
+    Compared(Compared),
     /// What to do for this common point.
     Order(BarrierId, GroupOrder),
 }
@@ -168,6 +170,7 @@ impl Uplink {
             }
             Control::Verify { leaves } if !greeting => Ok(Some(News::Verify(leaves))),
             Control::Resend { leaves } if !greeting => Ok(Some(News::Resend(leaves))),
+            Control::Compared(compared) if !greeting => Ok(Some(News::Compared(compared))),
             Control::GroupOrder { barrier, order } if !greeting => Ok(Some(News::Order(barrier, order))),
             Control::GroupOrder { .. } => Err(SessionError::OutOfTurn("group-order")),
             Control::GroupReport { .. } => Err(SessionError::OutOfTurn("group-report")),
@@ -177,6 +180,7 @@ impl Uplink {
             Control::Ack { .. } => Err(SessionError::OutOfTurn("ack")),
             Control::Hold { .. } => Err(SessionError::OutOfTurn("hold")),
             Control::Verify { .. } | Control::Resend { .. } => Err(SessionError::OutOfTurn("a verification")),
+            Control::Compare(_) | Control::Compared(_) => Err(SessionError::OutOfTurn("a comparison")),
             Control::Ping => Ok(None),
         }
     }
@@ -200,6 +204,13 @@ impl Uplink {
     pub(super) fn report(&mut self, barrier: BarrierId, report: GroupReport, now: Instant) {
         if self.up_since().is_some() {
             self.say(&Control::GroupReport { barrier, report }, now);
+        }
+    }
+
+    /// Asks the master target whether it has these leaves.
+    pub(super) fn ask(&mut self, compare: &Compare, now: Instant) {
+        if self.up_since().is_some() {
+            self.say(&Control::Compare(compare.clone()), now);
         }
     }
 

@@ -185,6 +185,8 @@ impl Node {
                 (blocks_of(range.first, bytes), blocks_of(range.first + range.count - 1, bytes));
             self.source.tracker.maps(range.disk).dirty.set(first.start, last.end);
         }
+        // What differs may not be found equal by what the target had stored of it.
+        self.give_up_comparing(leaves);
         tracing::warn!(
             ranges = leaves.len(),
             "the disks at home differ from these: what differs is sent again"
@@ -200,6 +202,7 @@ impl Node {
 
     /// Reads a batch of leaves and sends what settles. Nothing may be waiting to be sealed.
     pub(super) fn step_verify(&mut self, now: Instant) {
+        debug_assert!(self.resync.is_none(), "no marks are taken while leaves are compared");
         let Some(mut verification) = self.verification.take() else { return };
         let (index, leaves) = verification.next_batch();
         let disk = DiskIndex(index as u16);

@@ -7,7 +7,7 @@ use engine::{
     point::{Application, Consistency, GroupMark, Method, Point, PointId},
 };
 
-use super::{Node, PIPELINE, Step, Waiting};
+use super::{Node, PIPELINE, Step, Waiting, resync::Resync};
 use crate::capture::{CaptureError, barrier::Captured, contents::FrameContent, precopy::granule_blocks};
 
 /// How long after an error of a disk or the tracker work goes on.
@@ -23,7 +23,7 @@ const FORGET_EVERY: Duration = Duration::from_secs(2);
 const HARVEST_DRAIN: Duration = Duration::from_millis(100);
 
 /// Time between two looks whether writes of before a flip are complete, before pre-copy reads.
-const READ_POLL: Duration = Duration::from_millis(1);
+pub(super) const READ_POLL: Duration = Duration::from_millis(1);
 
 /// Blocks of a harvest that are worth noting as often written; more tell nothing.
 const NOTED_BLOCKS: u64 = 16 << 10;
@@ -92,9 +92,14 @@ impl Node {
     fn decide(&mut self, now: Instant) -> Step {
         debug_assert!(self.packing.is_empty());
         if !self.source.is_clean() {
+            if self.resync.as_mut().is_some_and(|resync| !resync.take_turn_of_precopy()) {
+                return self.step_resync(now);
+            }
             self.work = Work::Precopy { over: false };
             return Step::Worked;
         }
+        // From here on marks may be taken: what is suspect is dirty.
+        debug_assert!(self.resync.is_none());
         if self.copying.take().is_some() {
             tracing::info!("everything was sent once");
         }
@@ -130,6 +135,7 @@ impl Node {
 
     /// Moves what was written since the last time into the dirty maps.
     pub(super) fn harvest(&mut self, now: Instant) -> Result<(), CaptureError> {
+        debug_assert!(self.resync.is_none(), "no marks are taken while leaves are compared");
         let disks = self.source.indices();
         // A flip that failed may have left marks to take.
         disks.clone().try_for_each(|disk| self.source.tracker.take(disk, 0).map(drop))?;
@@ -163,7 +169,8 @@ impl Node {
                 return Step::Worked;
             }
         }
-        let batch = self.precopy.batch(&mut self.source);
+        let without = self.resync.as_ref().map_or(&[][..], Resync::suspect);
+        let batch = self.precopy.batch(&mut self.source, without);
         self.work = Work::Precopy { over: batch.is_none() };
         let Some(batch) = batch else { return Step::Worked };
         if let Some(error) = batch.error {
@@ -210,6 +217,7 @@ impl Node {
         let (Some(packed), Some((disk, covers))) = (self.packer.collect(), self.packing.pop_front()) else {
             return false;
         };
+        debug_assert!(!self.resync.as_ref().is_some_and(|resync| resync.holds(disk, &covers)));
         let frame = packed.seal(self.stream.id, &sender.last());
         self.verification.iter_mut().for_each(|verification| verification.sent(disk, &covers));
         self.ledger.sealed(self.source.tracker.maps(disk), &covers, frame.header().seq);

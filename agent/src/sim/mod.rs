@@ -176,6 +176,18 @@ impl SimVm {
         self.lock().work();
     }
 
+    /// As a reboot, of the machine or of what tracks it: all writes in flight end, no mark is left, and everything is dirty.
+    /// An agent that is to see this is started after it.
+    pub fn reboot(&self) {
+        self.quiesced(|| {
+            self.lock().marks.forget();
+            for DiskMaps { dirty, sent } in self.maps.iter() {
+                sent.iter().for_each(|half| half.clear_all());
+                dirty.set_all();
+            }
+        });
+    }
+
     /// Lets every write in flight finish and no other begin while `f` runs.
     pub fn quiesced<T>(&self, f: impl FnOnce() -> T) -> T {
         self.lock().quiesce();

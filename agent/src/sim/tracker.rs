@@ -64,6 +64,12 @@ impl Marks {
         decrement(&mut self.flight, generation);
     }
 
+    /// There are no marks any more; no write is in flight.
+    pub(super) fn forget(&mut self) {
+        self.issued.iter_mut().chain(&mut self.ended).for_each(BTreeSet::clear);
+        self.untaken.fill(false);
+    }
+
     fn flip(&mut self) {
         assert!(self.untaken.iter().all(|untaken| !untaken), "the generation before was not taken");
         self.active += 1;

@@ -7,7 +7,7 @@ use std::{
 
 use agent::{
     config::{Config, Disk, TrackerChoice},
-    node::{Node, Output, Settings, Step, Waiting},
+    node::{Node, Output, RESYNC_FROM, Settings, Step, Waiting},
     setup,
 };
 use engine::{
@@ -68,6 +68,7 @@ impl Vm {
             point_interval: config.point_interval.0,
             application_interval: None,
             verify_rate: config.verify_rate.0,
+            resync_from: RESYNC_FROM,
         };
         Ok(Self { node: Node::new(settings, parts, Instant::now()), config, sink, probe })
     }

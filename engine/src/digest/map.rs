@@ -97,6 +97,21 @@ impl LeafMap {
         Some(index as u64 * 64 + u64::from(word.trailing_zeros()))
     }
 
+    /// The first leaf from `from` on that is not in the set; beyond the disk if all are.
+    #[must_use]
+    pub fn next_absent(&self, from: u64) -> u64 {
+        let mut index = (from / 64) as usize;
+        let mut below = !(u64::MAX << (from % 64));
+        while let Some(word) = self.words.get(index) {
+            let absent = !(word | below);
+            if absent != 0 {
+                return index as u64 * 64 + u64::from(absent.trailing_zeros());
+            }
+            (index, below) = (index + 1, 0);
+        }
+        from.max(index as u64 * 64)
+    }
+
     /// All leaves of the set from `from` on, in order.
     pub fn iter_from(&self, from: u64) -> impl Iterator<Item = u64> + '_ {
         std::iter::successors(self.next(from), |leaf| self.next(leaf + 1))
@@ -151,6 +166,8 @@ mod tests {
             }
             prop_assert_eq!(map.count(), model.len() as u64);
             prop_assert!(map.iter_from(from).eq(model.range(from..).copied()));
+            let absent = (from..).find(|leaf| !model.contains(leaf)).unwrap();
+            prop_assert_eq!(map.next_absent(from).min(leaves.max(from)), absent.min(leaves.max(from)));
             prop_assert!(map.runs(usize::MAX).into_iter().flatten().eq(model.iter().copied()));
             let (few, count) = (map.runs(2), map.runs(usize::MAX).len());
             prop_assert_eq!(few.len(), count.min(2));

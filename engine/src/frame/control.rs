@@ -1,5 +1,5 @@
-//! Messages between neighbours: who replicates what, where the receiver stands, how far it got; and what the master
-//! target wants of the agent, which the process server passes on.
+//! Messages between neighbours: who replicates what, where the receiver stands, how far it got; what the master
+//! target wants of the agent, and what the agent asks it, which the process server passes on.
 //!
 //! They travel as frames of kind control with a JSON body, outside the stream's numbering.
 
@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Frame, FrameError, Kind, Position,
+    compare::{Compare, Compared},
     group::{GroupOrder, GroupReport},
     name::is_name,
     packed::Packed,
@@ -19,8 +20,8 @@ use crate::{
 };
 
 /// Version of the conversation. 1, 2026-11: the first. 2, 2026-11: verification (`verify`, `resend`, digests frames);
-/// orders and reports of groups.
-pub const PROTOCOL: u16 = 2;
+/// orders and reports of groups. 3, 2026-11: resync (`compare`, `compared`).
+pub const PROTOCOL: u16 = 3;
 
 /// What is being replicated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,6 +131,10 @@ pub enum Control {
         /// At most [`limits::LEAF_RANGES`].
         leaves: Vec<LeafRange>,
     },
+    /// From agent to master target: does it hold these leaves already?
+    Compare(Compare),
+    /// The answer, from master target to agent.
+    Compared(Compared),
     /// The process server tells a member of a group what to do for a common point.
     GroupOrder {
         /// Which point.
@@ -175,6 +180,8 @@ impl Control {
                 return Err(FrameError::Malformed("a position that no stream reaches"));
             }
             Control::Verify { leaves } | Control::Resend { leaves } => check_leaves(leaves)?,
+            Control::Compare(compare) => compare.check()?,
+            Control::Compared(compared) => compared.check()?,
             Control::GroupOrder { order, .. } => order.check()?,
             Control::Refused { .. } | Control::Hold { .. } | Control::GroupReport { .. } | Control::Ping => {}
         }

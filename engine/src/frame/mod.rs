@@ -7,6 +7,7 @@
 //! encoding. Frames know nothing of windows, acknowledgements or files.
 
 mod body;
+mod compare;
 mod control;
 mod deframer;
 mod digests;
@@ -21,6 +22,7 @@ mod packed;
 mod tests;
 
 pub use body::{Content, ContentBuilder, Payload};
+pub use compare::{Compare, Compared, Span, SpanLeaves, digest_of_all};
 pub use control::{Control, DiskInfo, LeafRange, PROTOCOL, Refusal, StreamInfo};
 pub use deframer::Deframer;
 pub use digests::LeafDigests;

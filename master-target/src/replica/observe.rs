@@ -173,8 +173,8 @@ impl Replica {
         Ok(())
     }
 
-    /// Makes stored digests durable.
-    pub(crate) fn flush_digests(&mut self) {
+    /// Makes stored digests durable: before the stream is closed, so that they need not be computed again.
+    pub fn flush_digests(&mut self) {
         let layer = newest_closed(self.state());
         self.digests.flush(layer);
     }

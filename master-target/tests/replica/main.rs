@@ -7,6 +7,7 @@
 mod merging;
 mod month;
 mod open_images;
+mod resync;
 mod rot;
 mod scenario;
 mod space;

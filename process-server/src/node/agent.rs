@@ -75,7 +75,9 @@ impl StreamNode {
     pub fn handle_agent_bytes(&mut self, conn: ConnectionId, bytes: &[u8], now: Instant) {
         let Some(agent) = self.agent.as_mut().filter(|agent| agent.conn == conn) else { return };
         agent.link.handle_bytes(bytes, now);
-        if let Err(error) = agent.take_messages() {
+        let (questions, outcome) = agent.take_messages();
+        questions.iter().for_each(|question| self.pass_to_target(question, now));
+        if let Err(error) = outcome {
             self.counts.agent_errors += 1;
             self.close_agent(&error.to_string());
         }
@@ -292,7 +294,14 @@ impl StreamNode {
 }
 
 impl Agent {
-    fn take_messages(&mut self) -> Result<(), SessionError> {
+    /// Takes what has arrived; returns what it asks the master target.
+    fn take_messages(&mut self) -> (Vec<Control>, Result<(), SessionError>) {
+        let mut questions = Vec::new();
+        let outcome = self.try_take_messages(&mut questions);
+        (questions, outcome)
+    }
+
+    fn try_take_messages(&mut self, questions: &mut Vec<Control>) -> Result<(), SessionError> {
         while let Some(message) = self.link.poll_message()? {
             match (message, &mut self.state) {
                 (Message::Frame(frame), State::Up { receiver, pending, .. }) => {
@@ -304,7 +313,13 @@ impl Agent {
                 {
                     reports.push((barrier, report));
                 }
-                _ => return Err(SessionError::OutOfTurn("something else than frames and reports")),
+                // As many as were read at once: few.
+                (Message::Control(question @ Control::Compare(_)), State::Up { .. }) => {
+                    questions.push(question)
+                }
+                _ => {
+                    return Err(SessionError::OutOfTurn("something else than frames, reports and questions"));
+                }
             }
         }
         Ok(())

@@ -32,6 +32,8 @@ pub(super) enum Target {
         conn: ConnectionId,
         link: Link,
         forward: Forward,
+        /// The agent's questions that were passed on, and are not answered.
+        questions: usize,
     },
 }
 
@@ -103,7 +105,8 @@ impl StreamNode {
     /// The next frame for the master target. Call it only when there is room to send it, so that frames wait in
     /// the spool and not in memory.
     pub fn poll_frame(&mut self, now: Instant) -> Option<Output> {
-        let (Target::Up { conn, link, forward }, Store::Known(spool)) = (&mut self.target, &mut self.store)
+        let (Target::Up { conn, link, forward, .. }, Store::Known(spool)) =
+            (&mut self.target, &mut self.store)
         else {
             return None;
         };
@@ -260,6 +263,11 @@ impl StreamNode {
                 self.pass_to_agent(&wish, now);
                 Ok(())
             }
+            (Target::Up { questions, .. }, Message::Control(answer @ Control::Compared(_))) => {
+                *questions = questions.saturating_sub(1);
+                self.pass_to_agent(&answer, now);
+                Ok(())
+            }
             (Target::Up { .. }, Message::Control(Control::Refused { why: Refusal::Damaged, reason })) => {
                 tracing::error!(stream = %self.id, reason, "the master target refused a frame; the spool is discarded");
                 self.distrusted = true;
@@ -293,6 +301,17 @@ impl StreamNode {
         match outcome {
             Ok(()) => self.spool_retry = None,
             Err(error) => self.note_spool_error(&error),
+        }
+    }
+
+    /// Something that the agent asks the master target. If that is not connected, or has enough to answer, it will be
+    /// asked again.
+    pub(super) fn pass_to_target(&mut self, question: &Control, now: Instant) {
+        if let Target::Up { questions, .. } = &mut self.target
+            && *questions < engine_limits::QUESTIONS
+        {
+            *questions += 1;
+            self.say_to_target(question, now);
         }
     }
 

@@ -6,8 +6,8 @@ use engine::{
     digest::{LEAF_BYTES, leaf_digest, leaves_in},
     extent::Extent,
     frame::{
-        Content, ContentBuilder, Frame, GroupOrder, GroupReport, LeafDigests, LeafRange, Packed, Payload,
-        Position,
+        Compare, Compared, Content, ContentBuilder, Frame, GroupOrder, GroupReport, LeafDigests, LeafRange,
+        Packed, Payload, Position, digest_of_all,
     },
     point::BarrierId,
     session::{Link, Message, Receiver},
@@ -33,6 +33,10 @@ pub(super) struct Peer {
     /// Digests that were not.
     pub(super) different: BTreeSet<(u16, u64)>,
     pub(super) resets: u32,
+    /// Questions that came. Every third is lost on the way, or its answer.
+    pub(super) questions: u32,
+    /// Bytes of data frames that came.
+    pub(super) content: u64,
     /// What the agent reported on common points, and nobody has looked at.
     pub(super) reports: Vec<(BarrierId, GroupReport)>,
 }
@@ -53,6 +57,8 @@ impl Peer {
             verified: BTreeSet::new(),
             different: BTreeSet::new(),
             resets: 0,
+            questions: 0,
+            content: 0,
             reports: Vec::new(),
         }
     }
@@ -93,11 +99,18 @@ impl Peer {
                 Some(Message::Control(Control::GroupReport { barrier, report })) => {
                     self.reports.push((barrier, report));
                 }
+                Some(Message::Control(Control::Compare(question))) => {
+                    self.questions += 1;
+                    if !self.questions.is_multiple_of(3) {
+                        self.answer(question);
+                    }
+                }
                 Some(Message::Control(other)) => panic!("{other:?}"),
                 Some(Message::Frame(frame)) => {
                     let before = self.receiver.position();
                     self.receiver.handle_frame(&frame).unwrap();
                     frame.open(before.chain).unwrap();
+                    self.content += u64::from(frame.header().content_len);
                     self.frames.push(frame);
                 }
             }
@@ -157,6 +170,16 @@ impl Peer {
             let found = if leaf_digest(bytes) == *digest { &mut self.verified } else { &mut self.different };
             found.insert((disk.0, *leaf));
         }
+    }
+
+    /// What the target holds, as it stands: not what is only received.
+    fn answer(&mut self, Compare { span, digest: theirs }: Compare) {
+        let target = &self.target[usize::from(span.disk.0)];
+        let digest = |leaf| leaf_digest(target.chunks(LEAF_BYTES as usize).nth(leaf as usize).unwrap());
+        let digests: Vec<_> = span.leaves().map(digest).collect();
+        let digest = digest_of_all(&digests);
+        let digests = if digest == theirs { Vec::new() } else { digests };
+        self.say(&Control::Compared(Compared { span, position: self.durable.seq, digest, digests }));
     }
 
     /// Orders something for a common point, if the agent is there.

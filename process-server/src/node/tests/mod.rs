@@ -5,9 +5,9 @@ mod world;
 use std::{path::PathBuf, time::Duration};
 
 use engine::{
-    frame::{Control, Position},
+    frame::{Compare, Compared, Control, Position, Span},
     io::sim::{Fault, SimOp, SimStorage},
-    units::Digest,
+    units::{Digest, DiskIndex},
 };
 
 use self::world::{BOUNDS, STREAM, World, info};
@@ -261,6 +261,67 @@ fn the_targets_wait_is_passed_on() {
     world.hang_up_target();
     world.settle();
     assert_eq!(world.agent.holds.last(), Some(&None));
+}
+
+fn question(number: u64) -> Control {
+    let first = number * engine::limits::SPAN_LEAVES;
+    let span = Span::of(DiskIndex(0), [first]).unwrap();
+    Control::Compare(Compare { span, digest: Digest::of(&number.to_le_bytes()) })
+}
+
+fn answer(question: &Control, position: Seq) -> Control {
+    let Control::Compare(Compare { span, digest }) = *question else { panic!("{question:?}") };
+    Control::Compared(Compared { span, position, digest, digests: Vec::new() })
+}
+
+#[test]
+fn questions_and_answers_of_a_resync_pass_while_both_sides_are_there() {
+    let mut world = running(21);
+    world.settle();
+    let asked: Vec<Control> = (0..5).map(question).collect();
+    world.agent.questions = asked.clone();
+    world.until("all are asked", |world| world.target.questions.len() == 5);
+    assert_eq!(std::mem::take(&mut world.target.questions), asked);
+    let answers: Vec<Control> = asked.iter().map(|asked| answer(asked, world.target.position.seq)).collect();
+    answers.iter().for_each(|answer| world.target.say(answer, &mut world.wires[3]));
+    world.until("all are answered", |world| world.agent.answers.len() == 5);
+    assert_eq!(std::mem::take(&mut world.agent.answers), answers);
+
+    // Without the master target a question is dropped; without the agent an answer is.
+    world.target.unreachable = true;
+    world.hang_up_target();
+    world.agent.questions = asked.clone();
+    (0..50).for_each(|_| world.tick(20_000));
+    world.target.unreachable = false;
+    world.write_some(5);
+    world.settle();
+    assert_eq!(world.target.questions, []);
+    world.hang_up_agent();
+    answers.iter().for_each(|answer| world.target.say(answer, &mut world.wires[3]));
+    world.write_some(5);
+    world.settle();
+    assert_eq!((&world.agent.answers[..], world.agent.resets), (&[][..], 0));
+}
+
+#[test]
+fn no_more_questions_are_passed_on_than_may_be_unanswered() {
+    let mut world = running(22);
+    world.settle();
+    let most = engine::limits::QUESTIONS;
+    world.agent.questions = (0..2 * most as u64).map(question).collect();
+    world.until("some are asked", |world| world.target.questions.len() == most);
+    (0..50).for_each(|_| world.tick(20_000));
+    assert_eq!(world.target.questions.len(), most);
+    // Each answer makes room for one.
+    let answered = answer(&world.target.questions[0], world.target.position.seq);
+    world.target.say(&answered, &mut world.wires[3]);
+    world.until("it is answered", |world| world.agent.answers.len() == 1);
+    world.agent.questions = (0..2).map(question).collect();
+    (0..50).for_each(|_| world.tick(20_000));
+    assert_eq!(world.target.questions.len(), most + 1);
+    world.write_some(5);
+    world.settle();
+    assert_eq!(world.agent.resets, 0);
 }
 
 #[test]

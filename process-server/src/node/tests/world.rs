@@ -55,6 +55,9 @@ pub(super) struct FakeAgent {
     pub(super) refused: Option<Refusal>,
     pub(super) holds: Vec<Option<String>>,
     pub(super) spooled: Seq,
+    /// Questions to be sent with the next frames, and the answers that came.
+    pub(super) questions: Vec<Control>,
+    pub(super) answers: Vec<Control>,
 }
 
 impl FakeAgent {
@@ -72,6 +75,8 @@ impl FakeAgent {
             refused: None,
             holds: Vec::new(),
             spooled: Seq(0),
+            questions: Vec::new(),
+            answers: Vec::new(),
         }
     }
 
@@ -123,6 +128,7 @@ impl FakeAgent {
                     self.durable(durable);
                 }
                 Message::Control(Control::Hold { reason }) => self.holds.push(reason),
+                Message::Control(answer @ Control::Compared(_)) => self.answers.push(answer),
                 other => panic!("the agent was sent {other:?}"),
             }
         }
@@ -151,6 +157,9 @@ impl FakeAgent {
         }
         while let Some(frame) = sender.poll_transmit() {
             wire.extend_from_slice(frame.bytes());
+        }
+        for question in self.questions.drain(..) {
+            wire.extend_from_slice(question.to_frame(STREAM).bytes());
         }
     }
 }
@@ -182,6 +191,8 @@ pub(super) struct FakeTarget {
     pub(super) hold: Option<String>,
     pub(super) hellos: Vec<(String, StreamInfo)>,
     pub(super) frames: u64,
+    /// Questions that came and are not answered.
+    pub(super) questions: Vec<Control>,
     /// The last frame it ever held.
     highest: Seq,
     link: Option<Link>,
@@ -199,6 +210,7 @@ impl FakeTarget {
             hold: None,
             hellos: Vec::new(),
             frames: 0,
+            questions: Vec::new(),
             highest: Seq(0),
             link: None,
             acked: Seq(0),
@@ -230,6 +242,7 @@ impl FakeTarget {
                     }
                 }
                 Message::Frame(frame) => self.apply(&frame),
+                Message::Control(question @ Control::Compare(_)) => self.questions.push(question),
                 other => panic!("the target was sent {other:?}"),
             }
         }
@@ -249,6 +262,11 @@ impl FakeTarget {
         self.position = Position::after(frame.header());
         self.highest = self.highest.max(self.position.seq);
         self.frames += 1;
+    }
+
+    /// Says something to the process server.
+    pub(super) fn say(&mut self, answer: &Control, wire: &mut Vec<u8>) {
+        wire.extend_from_slice(answer.to_frame(STREAM).bytes());
     }
 
     fn ack(&mut self, wire: &mut Vec<u8>) {
