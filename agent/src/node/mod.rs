@@ -73,6 +73,9 @@ pub const PIPELINE: usize = 4;
 const HARVESTS_PER_POINT: u32 = 16;
 const HARVEST_EVERY: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(5);
 
+/// Time between two looks whether writes of before a flip are complete, before what is dirty is read.
+const READ_POLL: Duration = Duration::from_millis(1);
+
 /// What the node wants done outside.
 #[derive(Debug, PartialEq)]
 pub enum Output {

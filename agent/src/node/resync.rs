@@ -21,7 +21,7 @@ use engine::{
     units::{BLOCK_BYTES, Block, Digest, DiskIndex, Seq},
 };
 
-use super::{Node, Step, Waiting, status::ResyncStatus, work::READ_POLL};
+use super::{Node, READ_POLL, Step, Waiting, status::ResyncStatus};
 use crate::capture::{
     CaptureError, Source,
     precopy::{READ_BLOCKS, granule_blocks, read_error, read_op},

@@ -7,7 +7,7 @@ use engine::{
     point::{Application, Consistency, GroupMark, Method, Point, PointId},
 };
 
-use super::{Node, PIPELINE, Step, Waiting, resync::Resync};
+use super::{Node, PIPELINE, READ_POLL, Step, Waiting, resync::Resync};
 use crate::capture::{CaptureError, barrier::Captured, contents::FrameContent, precopy::granule_blocks};
 
 /// How long after an error of a disk or the tracker work goes on.
@@ -21,9 +21,6 @@ const FORGET_EVERY: Duration = Duration::from_secs(2);
 
 /// How long a harvest waits for writes in flight; then it is left for the next time.
 const HARVEST_DRAIN: Duration = Duration::from_millis(100);
-
-/// Time between two looks whether writes of before a flip are complete, before pre-copy reads.
-pub(super) const READ_POLL: Duration = Duration::from_millis(1);
 
 /// Blocks of a harvest that are worth noting as often written; more tell nothing.
 const NOTED_BLOCKS: u64 = 16 << 10;

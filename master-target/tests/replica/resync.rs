@@ -125,7 +125,8 @@ fn what_was_restored_and_undone_is_answered_as_it_is() {
     let storage = Arc::new(SimStorage::new());
     let mut source = Source::new(5);
     let mut peer = Peer::start(&storage);
-    for frame in [source.data(), source.seal(), source.data(), source.seal(), source.data()] {
+    for seal in [false, true, false, true, false] {
+        let frame = if seal { source.seal() } else { source.data() };
         peer.apply(&frame);
         peer.check(&source.images, source.position.seq);
     }

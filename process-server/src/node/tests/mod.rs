@@ -298,6 +298,7 @@ fn questions_and_answers_of_a_resync_pass_while_both_sides_are_there() {
     assert_eq!(world.target.questions, []);
     world.hang_up_agent();
     answers.iter().for_each(|answer| world.target.say(answer, &mut world.wires[3]));
+    world.deliver(3, usize::MAX);
     world.write_some(5);
     world.settle();
     assert_eq!((&world.agent.answers[..], world.agent.resets), (&[][..], 0));

@@ -405,7 +405,8 @@ impl World {
         self.obey();
     }
 
-    fn deliver(&mut self, wire: usize, most: usize) {
+    /// Bytes of a wire arrive.
+    pub(super) fn deliver(&mut self, wire: usize, most: usize) {
         let len = most.min(self.wires[wire].len());
         if len == 0 || (wire == 2 && self.target.stalled) {
             return;
