@@ -23,7 +23,8 @@ use super::{
     Node, Step, Waiting,
     applications::Phase,
     attempt::{PASSES, new_barrier},
-    work::FOLLOW_EVERY,
+    points::PointState,
+    work::{FOLLOW_EVERY, Work},
 };
 use crate::capture::{
     CaptureError,
@@ -103,8 +104,13 @@ impl Node {
             self.leave("a newer barrier takes its place");
             return self.join(barrier, application, now);
         }
-        // What comes for a barrier that is over here crossed with the report of that.
-        let Some(member) = self.member.as_mut().filter(|member| member.barrier == barrier) else { return };
+        let Some(member) = self.member.as_mut().filter(|member| member.barrier == barrier) else {
+            // Others that come for a barrier that is over here crossed with the report of that.
+            if let GroupOrder::Seal { .. } = order {
+                self.report_sealed(barrier, now);
+            }
+            return;
+        };
         match (order, &member.stage) {
             (GroupOrder::Abort { reason }, _) => self.leave(&reason),
             (GroupOrder::Quiesce, Stage::Ready) => member.enter(Stage::Quiescing, now + PATIENCE),
@@ -294,6 +300,24 @@ impl Node {
         let held = member.needs_applications();
         let Membership { id, stage: Stage::Released(captured), in_vain, .. } = member else { return };
         self.begin_sealing(id, *captured, in_vain, held, Some(Box::new(mark)));
+    }
+
+    /// After a lost connection the process server cannot know what became of a point: it orders the seal once more.
+    fn report_sealed(&mut self, barrier: BarrierId, now: Instant) {
+        let is_of = |mark: &GroupMark| mark.barrier == barrier;
+        let sealing =
+            matches!(&self.work, Work::Sealing(sealing) if sealing.group.as_deref().is_some_and(is_of));
+        let report = match self.points.common(barrier) {
+            Some((point, PointState::Durable)) => GroupReport::Durable { point },
+            // That it is durable will be reported.
+            Some((_, PointState::Sealed)) => return,
+            None if sealing => return,
+            Some((_, PointState::Unconfirmed)) | None => {
+                let reason = "the agent was restarted, or the target set back, before the point was known to be durable";
+                GroupReport::Failed { reason: reason.into() }
+            }
+        };
+        self.uplink.report(barrier, report, now);
     }
 
     /// Enters the next stage, which may take `patience`, and reports it.

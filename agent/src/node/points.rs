@@ -180,6 +180,13 @@ impl Points {
         Confirmed { answers, common }
     }
 
+    /// How far this VM's point of a barrier got; `None` if it is not remembered.
+    pub(super) fn common(&self, barrier: BarrierId) -> Option<(PointId, PointState)> {
+        let is_of =
+            |record: &&PointRecord| record.point.group.as_ref().is_some_and(|mark| mark.barrier == barrier);
+        self.records.iter().find(is_of).map(|record| (record.point.id, record.state))
+    }
+
     /// What was captured and not confirmed never will be: who waits for it gets another, and soon.
     pub(super) fn reset(&mut self, now: Instant) {
         for record in self.records.iter_mut().filter(|record| record.state == PointState::Sealed) {

@@ -30,7 +30,8 @@ pub enum GroupOrder {
     Hold,
     /// Thaw.
     Release,
-    /// The point is common to these: seal it with this mark.
+    /// The point is common to these: seal it with this mark. Ordered again after a lost connection: a member that has
+    /// sealed it, or cannot any more, says so.
     Seal {
         /// For the point.
         mark: GroupMark,

@@ -112,6 +112,13 @@ struct Sealed {
     at: Instant,
 }
 
+impl Sealed {
+    /// Whether this member has not said yet that its point is durable.
+    fn awaits(&self, stream: StreamId) -> bool {
+        self.streams.iter().any(|(vm, known)| *known == stream && !self.points.contains_key(vm))
+    }
+}
+
 impl Coordinator {
     /// For `groups`, none of which has a VM of another. `new_id` makes ids of barriers.
     #[must_use]
@@ -144,6 +151,12 @@ impl Coordinator {
         let before = self.around.connected.insert(vm.to_owned(), stream);
         if let Some(before) = before {
             self.lose(vm, before, now);
+        }
+        // The order, or the report that it is durable, may be lost, and the agent may know nothing any more.
+        for sealed in
+            self.groups.iter().flat_map(|group| &group.sealed).filter(|sealed| sealed.awaits(stream))
+        {
+            self.around.order(stream, sealed.mark.barrier, GroupOrder::Seal { mark: sealed.mark.clone() });
         }
     }
 
@@ -235,7 +248,7 @@ impl Group {
 
     fn handle_timeout(&mut self, around: &mut Around, now: Instant) {
         if self.sealed.front().is_some_and(|sealed| sealed.at + limits::GROUP_CONFIRM <= now) {
-            self.give_up_oldest(around);
+            self.give_up(0, "nothing was heard of it in time", around);
         }
         if let Some(round) = self.round.as_mut().filter(|round| round.deadline() <= now) {
             let outcome = round.handle_timeout(around, now);
@@ -276,10 +289,13 @@ impl Group {
         let Some(index) = self.sealed.iter().position(|sealed| sealed.mark.barrier == barrier) else {
             return false;
         };
+        let sealed = &self.sealed[index];
         match report {
             GroupReport::Durable { point } => self.confirm(index, stream, *point, around, now),
-            // It will not be confirmed: that is noticed in time.
-            GroupReport::Failed { reason } => self.failure = Some(reason.clone()),
+            GroupReport::Failed { reason } if sealed.awaits(stream) => {
+                self.give_up(index, reason, around);
+            }
+            GroupReport::Failed { .. } => {}
             _ => return false,
         }
         true
@@ -292,7 +308,7 @@ impl Group {
             Outcome::Sealed(sealed) => {
                 self.round = None;
                 if self.sealed.len() == limits::GROUP_UNCONFIRMED {
-                    self.give_up_oldest(around);
+                    self.give_up(0, "too many later ones wait", around);
                 }
                 self.counts.sealed += 1;
                 self.counts.partial += u64::from(!sealed.mark.missing.is_empty());
@@ -337,12 +353,14 @@ impl Group {
         self.last = Some((now, point));
     }
 
-    fn give_up_oldest(&mut self, around: &mut Around) {
-        let Some(sealed) = self.sealed.pop_front() else { return };
+    /// A sealed point is no longer waited for.
+    fn give_up(&mut self, index: usize, why: &str, around: &mut Around) {
+        let Some(sealed) = self.sealed.remove(index) else { return };
         let open = sealed.mark.members.iter().filter(|vm| !sealed.points.contains_key(*vm)).cloned();
         let open = open.collect::<Vec<_>>().join(", ");
         let barrier = sealed.mark.barrier;
-        let reason = format!("barrier {barrier} was sealed, but {open} did not confirm that it is durable");
+        let reason =
+            format!("barrier {barrier} was sealed, but {open} did not confirm that it is durable: {why}");
         tracing::warn!(group = self.settings.name, reason, "a common point may be incomplete");
         self.counts.failures += 1;
         self.last = Some((sealed.at, sealed.to_point(GroupPointState::Unconfirmed)));

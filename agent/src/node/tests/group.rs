@@ -115,7 +115,11 @@ fn a_common_point_is_exact_and_says_whose_it_is() {
         assert_eq!(point.group.as_deref(), Some(&world.mark()));
         assert_eq!((point.method, world.common), (Method::Frozen, 1));
         assert!(!world.answers.contains_key(&asked), "it was asked for after the instant");
+        // Asked once more, after a lost connection, it says so once more.
         world.converge();
+        world.peer.order(world.barrier(), GroupOrder::Seal { mark: world.mark() });
+        world.lead_to(&GroupReport::Durable { point: PointId(uuid::Uuid::nil()) });
+        assert_eq!(world.common, 1);
         world.accounting();
     }
 }
@@ -155,6 +159,8 @@ fn whoever_is_not_told_to_go_on_goes_on_by_itself() {
         world.peer.order(world.barrier(), GroupOrder::Seal { mark: world.mark() });
         world.converge();
         assert_eq!(world.common, 0);
+        let report = world.peer.reports.pop();
+        assert!(matches!(report, Some((barrier, GroupReport::Failed { .. })) if barrier == world.barrier()));
 
         // A connection that is lost.
         world.prepare(false);

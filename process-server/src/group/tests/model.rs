@@ -53,6 +53,8 @@ pub(super) struct Member {
     doing: Option<(Instant, GroupReport)>,
     pub(super) freezes: Vec<Freeze>,
     pub(super) seals: BTreeMap<BarrierId, GroupMark>,
+    /// Those it sealed since it was killed last.
+    remembers: BTreeSet<BarrierId>,
     pub(super) prepare_takes: Duration,
     pub(super) hold_takes: Duration,
 }
@@ -89,6 +91,8 @@ pub(super) struct World {
     pub(super) now: Instant,
     pub(super) members: Vec<Member>,
     pub(super) faults: Faults,
+    /// What every message takes.
+    pub(super) delay: Duration,
     pub(super) open: BTreeSet<RequestId>,
     pub(super) answers: Vec<(RequestId, Result<GroupPoint, String>)>,
     ids: Arc<AtomicU64>,
@@ -105,6 +109,7 @@ impl World {
             settings,
             now,
             faults: Faults::default(),
+            delay: Duration::ZERO,
             open: BTreeSet::new(),
             answers: Vec::new(),
             ids,
@@ -123,7 +128,7 @@ impl World {
         (0..self.members.len()).for_each(|index| self.connect(index));
     }
 
-    fn connect(&mut self, index: usize) {
+    pub(super) fn connect(&mut self, index: usize) {
         if !std::mem::replace(&mut self.members[index].connected, true) {
             // What was lost before has been noticed now.
             self.members[index].lost = None;
@@ -157,9 +162,10 @@ impl World {
     }
 
     /// `kill -9` of an agent: what is frozen stays so until the watchdog thaws it.
-    fn kill_member(&mut self, index: usize) {
+    pub(super) fn kill_member(&mut self, index: usize) {
         let member = &mut self.members[index];
         (member.barrier, member.doing) = (None, None);
+        member.remembers.clear();
         if std::mem::replace(&mut member.connected, false) {
             member.lose_messages();
             self.tell_disconnected(index);
@@ -285,7 +291,12 @@ impl World {
             member.forget(now);
             member.barrier = Some(barrier);
         } else if member.barrier != Some(barrier) {
-            return;
+            let GroupOrder::Seal { .. } = order else { return };
+            let report = match member.remembers.contains(&barrier) {
+                true => GroupReport::Durable { point: PointId(barrier.0) },
+                false => GroupReport::Failed { reason: "never heard of it".into() },
+            };
+            return self.report(index, barrier, report);
         }
         let (prepare, hold) = (member.prepare_takes, member.hold_takes);
         match order {
@@ -302,6 +313,7 @@ impl World {
             }
             GroupOrder::Seal { mark } => {
                 member.seals.insert(barrier, mark);
+                member.remembers.insert(barrier);
                 member.barrier = None;
                 let point = PointId(barrier.0);
                 self.report(index, barrier, GroupReport::Durable { point });
@@ -346,7 +358,7 @@ impl World {
 
     /// Of one message; those after it never overtake it.
     fn latency(&mut self) -> Duration {
-        if self.faults.slow == 0 { Duration::ZERO } else { MS * self.below(20) }
+        self.delay + if self.faults.slow == 0 { Duration::ZERO } else { MS * self.below(20) }
     }
 
     fn below(&mut self, end: u32) -> u32 {
