@@ -1,4 +1,5 @@
-//! The recovery point: what the agent observed when it made it. A label is never more than that.
+//! The recovery point: what the agent observed when it made it. A label is never more than that. One point the agent has
+//! no part in: the disks at home as they were found, before the first frame.
 //!
 //! What was wished for and not reached is told beside the label: see [`Application`].
 
@@ -65,6 +66,9 @@ impl std::fmt::Display for PointId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Consistency {
+    /// As the disks at home were before the first frame. Nobody observed what that is like: it says only that nothing
+    /// of it came from the VM.
+    BeforeFailback,
     /// As after a power cut at that instant.
     CrashConsistent,
     /// As its applications made it for that instant: every hook did its part in time, and file systems were frozen.
@@ -74,6 +78,7 @@ pub enum Consistency {
 impl std::fmt::Display for Consistency {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Self::BeforeFailback => "before-failback",
             Self::CrashConsistent => "crash-consistent",
             Self::ApplicationConsistent => "application-consistent",
         })
@@ -90,6 +95,8 @@ pub enum Method {
     Frozen,
     /// The disk was observed to be quiet while it was compared.
     Quiet,
+    /// It was not: the disks were found so.
+    Found,
 }
 
 /// What became of the wish for an application-consistent point.
@@ -203,6 +210,12 @@ pub struct Point {
 }
 
 impl Point {
+    /// Whether it is the disks at home as they were before the first frame: a point that no agent makes.
+    #[must_use]
+    pub fn is_before_failback(&self) -> bool {
+        self.consistency == Consistency::BeforeFailback || self.method == Method::Found
+    }
+
     /// As JSON, the content of its seal frame.
     #[must_use]
     pub fn to_json(&self) -> String {

@@ -74,7 +74,7 @@ impl Hop {
                     }
                 }
                 Message::Control(Control::Ack { spooled, durable }) => self.acknowledge(spooled, durable),
-                Message::Control(Control::Welcome { position, durable, window }) => {
+                Message::Control(Control::Welcome { position, durable, window, .. }) => {
                     self.sender.handle_reconnect(position, durable);
                     self.link = Link::new(Some(STREAM), self.now);
                     let fresh = Sender::at(position, durable, window);
@@ -149,7 +149,8 @@ impl Hop {
             }
             10 => {
                 let position = input.position(&self.known);
-                let welcome = Control::Welcome { position, durable: input.number(position.seq), window: 1 };
+                let durable = input.number(position.seq);
+                let welcome = Control::Welcome { position, durable, window: 1, adopted: false };
                 self.arrive(welcome.to_frame(STREAM).bytes());
             }
             _ => self.link = Link::new(None, self.now),

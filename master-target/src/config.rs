@@ -1,6 +1,6 @@
 //! The service's configuration file. A commented example is `master-target.toml` in this crate's folder.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use engine::{
     io::{Backend, DirLock, FolderStorage, Storage},
@@ -16,7 +16,7 @@ use serde::Deserialize;
 use crate::{
     datastore::Datastore,
     drill::Drills,
-    home::{DeviceTarget, Home, Placement},
+    home::{DeviceTarget, Home, Original, Placement, objection},
     proof::ScrubPlan,
     retention::{Policy, Tier},
 };
@@ -40,6 +40,9 @@ pub struct Config {
     pub datastore: Vec<Datastore>,
     /// Where disks of new VMs go.
     pub placement: Option<Placement>,
+    /// Disks that were at home before.
+    #[serde(default)]
+    pub original: Vec<Original>,
     /// Disks that go to block devices.
     #[serde(default)]
     pub device: Vec<DeviceTarget>,
@@ -195,13 +198,51 @@ impl Config {
                 placement.datastore
             ));
         }
-        if config.placement.is_none() && config.device.is_empty() {
-            return wrong("neither [placement] nor [[device]]: there is nowhere to write to".into());
+        if config.placement.is_none() && config.device.is_empty() && config.original.is_empty() {
+            return wrong(
+                "neither [placement] nor [[original]] nor [[device]]: there is nowhere to write to".into(),
+            );
+        }
+        if let Err(message) = config.check_existing() {
+            return wrong(message);
         }
         if let Err(message) = config.retention.check() {
             return wrong(message);
         }
         Ok(config)
+    }
+
+    /// Disks that exist: each is named once, and for one disk of a VM only.
+    fn check_existing(&self) -> Result<(), String> {
+        for (index, original) in self.original.iter().enumerate() {
+            let Original { datastore, descriptor, .. } = original;
+            if !self.datastore.iter().any(|known| known.name == *datastore) {
+                return Err(format!("[[original]] names datastore {datastore:?}, which no [[datastore]] is"));
+            }
+            if let Some(objection) = objection(descriptor) {
+                return Err(format!("[[original]] descriptor {}: {objection}", descriptor.display()));
+            }
+            let same = |other: &&Original| other.datastore == *datastore && other.descriptor == *descriptor;
+            if let Some(other) = self.original[..index].iter().find(same) {
+                return Err(format!(
+                    "{} on datastore {datastore} is [[original]] of two disks: {} of VM {} and {} of VM {}",
+                    descriptor.display(),
+                    other.disk,
+                    other.vm,
+                    original.disk,
+                    original.vm
+                ));
+            }
+        }
+        let originals = self.original.iter().map(|original| (&original.vm, &original.disk));
+        let disks = originals.chain(self.device.iter().map(|device| (&device.vm, &device.disk)));
+        let mut named = BTreeSet::new();
+        match disks.into_iter().find(|disk| !named.insert(*disk)) {
+            None => Ok(()),
+            Some((vm, disk)) => {
+                Err(format!("disk {disk} of VM {vm} is named twice in [[original]] and [[device]]"))
+            }
+        }
     }
 
     /// No drills yet. `credentials` are for clients from other machines.
@@ -231,6 +272,7 @@ impl Config {
             journal: open(&self.journal)?,
             datastores: datastores.collect::<anyhow::Result<_>>()?,
             placement: self.placement.clone(),
+            originals: self.original.clone(),
             devices: self.device.clone(),
             backend: Backend::Auto,
         })

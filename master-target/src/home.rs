@@ -1,7 +1,9 @@
-//! Home: which VM goes to which disks. Finds the replica of a known stream, creates the disks of a new one.
+//! Home: which VM goes to which disks. Finds the replica of a known stream, creates or adopts the disks of a new one.
 //!
-//! Everything an operator would have to decide before a byte is copied is decided and checked here. It knows
-//! datastores and configuration; frames and connections are others' business.
+//! Everything an operator would have to decide before a byte is copied is decided and checked here, that of new streams in
+//! [`place`]. It knows datastores and configuration; frames and connections are others' business.
+
+mod place;
 
 use std::{
     collections::BTreeMap,
@@ -15,43 +17,18 @@ use engine::{
     point::PointId,
     units::StreamId,
 };
-use rand::{SeedableRng, rngs::StdRng};
-use serde::{Deserialize, Serialize};
+use jiff::Timestamp;
 
+use self::place::Placed;
+pub(crate) use self::place::objection;
+pub use self::place::{Content, DeviceTarget, Original, Placement};
 use crate::{
-    datastore::{Datastore, EntryName},
-    journal::{Catalogue, JournalError, State, TargetDisk},
+    datastore::Datastore,
+    journal::{Catalogue, JournalError, SealedPoint, State, TargetDisk},
     proof::{Verdict, Verdicts},
     replica::{Replica, ReplicaError, Target},
-    vmdk::{
-        adopt,
-        flat::{self, FlatErrorKind, NewDisk, Provisioning},
-        geometry::{AdapterType, Capacity, DiskUuid},
-    },
+    vmdk::{adopt, flat},
 };
-
-/// Where the disks of new VMs go.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Placement {
-    /// Name of the datastore.
-    pub datastore: String,
-    /// When space is taken.
-    #[serde(default)]
-    pub provisioning: Provisioning,
-}
-
-/// A disk that goes to a block device, such as a hot-added VMDK.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DeviceTarget {
-    /// Name of the VM.
-    pub vm: String,
-    /// Name of its disk.
-    pub disk: String,
-    /// The device to write to. Its content is lost.
-    pub device: PathBuf,
-}
 
 /// A no to a stream, for its sender and for the log.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +73,9 @@ pub struct Home {
     pub datastores: Vec<(Datastore, Arc<dyn Storage>)>,
     /// Where new disks go.
     pub placement: Option<Placement>,
-    /// Disks that go elsewhere.
+    /// Disks that were at home before the disaster, and are written in place.
+    pub originals: Vec<Original>,
+    /// Disks that go to block devices.
     pub devices: Vec<DeviceTarget>,
     /// How block devices are written.
     pub backend: Backend,
@@ -113,12 +92,14 @@ impl Home {
     pub fn prepare(&self, agent: &str, stream: &StreamInfo) -> Result<(), Rejected> {
         let dir = folder(stream.id);
         if !Catalogue::exists(self.journal.as_ref(), &dir)? {
-            self.check_new(agent, stream)?;
-            let targets = self.create_disks(stream)?;
+            self.check_owner(agent, stream)?;
+            let Placed { targets, found } = self.place(stream)?;
+            let found = found.then(|| SealedPoint::before_failback(stream.id, Timestamp::now()));
             self.journal.create_dir_all(&dir).map_err(JournalError::io("create", &dir))?;
             self.journal.sync_dir(Path::new("")).map_err(JournalError::io("sync", &dir))?;
-            Catalogue::create(&self.journal, &dir, agent, stream, targets)?;
-            tracing::info!(vm = %stream.vm, stream = %stream.id, agent, "new replication");
+            let adopted = found.is_some();
+            Catalogue::create_with(&self.journal, &dir, agent, stream, targets, found)?;
+            tracing::info!(vm = %stream.vm, stream = %stream.id, agent, adopted, "new replication");
         }
         let known = self.state(stream.id)?;
         if known.agent != agent {
@@ -178,7 +159,7 @@ impl Home {
         Verdicts::open(&self.journal, &folder(stream)).all().clone()
     }
 
-    fn check_new(&self, agent: &str, stream: &StreamInfo) -> Result<(), Rejected> {
+    fn check_owner(&self, agent: &str, stream: &StreamInfo) -> Result<(), Rejected> {
         for id in self.streams()? {
             let other = self.state(id)?;
             if other.stream.vm == stream.vm && other.agent != agent {
@@ -186,79 +167,7 @@ impl Home {
                 return Err(Rejected::new(Refusal::NotYours, reason));
             }
         }
-        let Some(placement) = &self.placement else {
-            let missing = stream.disks.iter().find(|disk| self.device(stream, disk).is_none());
-            return missing.map_or(Ok(()), |disk| {
-                let reason = format!(
-                    "nowhere to put disk {} of VM {}: configure a placement or a device",
-                    disk.name, stream.vm
-                );
-                Err(Rejected::new(Refusal::BadRequest, reason))
-            });
-        };
-        let new = stream.disks.iter().filter(|disk| self.device(stream, disk).is_none());
-        let required = new.map(|disk| match placement.provisioning {
-            Provisioning::Thin => disk.used_bytes.min(disk.bytes),
-            Provisioning::LazilyZeroed | Provisioning::EagerlyZeroed => disk.bytes,
-        });
-        let (datastore, storage) = self.datastore(&placement.datastore)?;
-        let free = storage.free_space().map_err(JournalError::io("measure", &datastore.path))?;
-        datastore.check_space(required.sum(), free).map_err(|e| Rejected::new(Refusal::NoSpace, e))
-    }
-
-    fn create_disks(&self, stream: &StreamInfo) -> Result<Vec<TargetDisk>, Rejected> {
-        stream.disks.iter().enumerate().map(|(index, disk)| self.create_disk(stream, index, disk)).collect()
-    }
-
-    fn create_disk(
-        &self,
-        stream: &StreamInfo,
-        index: usize,
-        disk: &DiskInfo,
-    ) -> Result<TargetDisk, Rejected> {
-        if let Some(device) = self.device(stream, disk) {
-            let target = TargetDisk::Device { path: device.device.display().to_string() };
-            self.open_target(disk, &target)?;
-            return Ok(target);
-        }
-        let bad = |error: String| Rejected::new(Refusal::BadRequest, error);
-        let placement = self.placement.as_ref().ok_or_else(|| bad("no placement is configured".into()))?;
-        let (datastore, storage) = self.datastore(&placement.datastore)?;
-        datastore.check_flat_files().map_err(|e| bad(e.to_string()))?;
-        let vm: EntryName = stream.vm.parse().map_err(|e: crate::datastore::NameError| bad(e.to_string()))?;
-        let name = if index == 0 { stream.vm.clone() } else { format!("{}_{index}", stream.vm) };
-        // The identity follows from the stream, so that after a crash our own disk is told from another's.
-        let mut rng =
-            StdRng::from_seed(*blake3::hash(format!("{} {index}", stream.id).as_bytes()).as_bytes());
-        let new = NewDisk {
-            name: name.parse().map_err(|e: crate::datastore::NameError| bad(e.to_string()))?,
-            capacity: Capacity::for_bytes(disk.bytes).map_err(|e| bad(e.to_string()))?,
-            provisioning: placement.provisioning,
-            adapter: AdapterType::default(),
-            uuid: DiskUuid::random(&mut rng),
-        };
-        let descriptor = vm.folder().join(format!("{}.vmdk", new.name));
-        match flat::create(storage.as_ref(), vm.folder(), &new, &mut rng, &mut |_, _| {}) {
-            Ok(_) => {}
-            Err(error) if matches!(error.kind, FlatErrorKind::Exists) => {
-                let ours =
-                    adopt::open_for_writing(storage.as_ref(), &descriptor).map_err(|e| bad(e.to_string()))?;
-                if ours.uuid != Some(new.uuid) {
-                    return Err(bad(format!("datastore {}: {error}", datastore.name)));
-                }
-            }
-            Err(error) => {
-                return Err(Rejected::new(
-                    Refusal::Unavailable,
-                    format!("datastore {}: {error}", datastore.name),
-                ));
-            }
-        }
-        Ok(TargetDisk::Vmdk {
-            datastore: datastore.name.clone(),
-            descriptor: descriptor.display().to_string(),
-            thin: placement.provisioning == Provisioning::Thin,
-        })
+        Ok(())
     }
 
     fn open_target(&self, disk: &DiskInfo, target: &TargetDisk) -> Result<Target, Rejected> {
@@ -304,10 +213,6 @@ impl Home {
                 .map_err(|e| Rejected::new(Refusal::Unavailable, format!("datastore {datastore}: {e}")))?;
         }
         Ok(())
-    }
-
-    fn device(&self, stream: &StreamInfo, disk: &DiskInfo) -> Option<&DeviceTarget> {
-        self.devices.iter().find(|device| device.vm == stream.vm && device.disk == disk.name)
     }
 
     fn datastore(&self, name: &str) -> Result<&(Datastore, Arc<dyn Storage>), Rejected> {

@@ -25,6 +25,7 @@ Examples:
   homeward-master-target pin web-01 2026-11-23T02:00:00Z
   homeward-master-target restore web-01 --point latest-application-consistent --dry-run
   homeward-master-target restore web-01 --point 2026-11-23T02:00:00Z
+  homeward-master-target restore web-01 --point before-failback    (the originals, as they were)
   homeward-master-target restore --group shop       (the newest moment that all its VMs have)
   homeward-master-target restore web-01 --undo      (replication can go on again)
   homeward-master-target restore web-01 --accept    (or never: the disks stay so)

@@ -167,7 +167,8 @@ impl StreamNode {
         self.questions.clear();
         self.link = Some(link);
         let window = limits::WINDOW_BYTES as u64;
-        self.send(&Control::Welcome { position, durable: position.seq, window }, now);
+        let adopted = self.replica.state().before_failback().is_some();
+        self.send(&Control::Welcome { position, durable: position.seq, window, adopted }, now);
         if let Some((reason, _)) = &self.hold {
             let reason = Some(reason.clone());
             self.send(&Control::Hold { reason }, now);

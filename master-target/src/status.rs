@@ -30,7 +30,7 @@ pub struct StreamStatus {
     pub durable_frame: Option<u64>,
     /// Points kept.
     pub points: usize,
-    /// The newest of them.
+    /// The newest of them that is the VM's.
     pub latest: Option<SealedPoint>,
     /// Bytes of before-images; `None` while nobody has it open.
     pub journal_bytes: Option<u64>,
@@ -116,7 +116,7 @@ impl StreamStatus {
             connected: false,
             durable_frame: None,
             points: state.points.len(),
-            latest: state.points.values().next_back().cloned(),
+            latest: state.replicated().next_back().cloned(),
             journal_bytes: None,
             journal_nearly_full: false,
             hold: None,

@@ -91,6 +91,8 @@ pub struct StreamNode {
     backoff: Backoff,
     /// The master target found a frame that is not what was sealed.
     distrusted: bool,
+    /// Whether the disks at home held content before the first frame, as the master target said last; `None` until it has.
+    adopted: Option<bool>,
     /// What the master target said last, if it was no.
     refused: Option<(Refusal, String)>,
     /// Why frames wait to be spooled.
@@ -129,6 +131,7 @@ impl StreamNode {
             target: Target::Idle { retry: None },
             backoff: Backoff::new(seed),
             distrusted: false,
+            adopted: None,
             refused: None,
             spool_hold: None,
             spool_retry: None,

@@ -85,7 +85,7 @@ async fn target(listener: Listener) {
         while let Some(message) = talk.hear().await {
             let answer = match message {
                 Message::Control(Control::Hello { .. }) => {
-                    Control::Welcome { position, durable: position.seq, window: 8 << 20 }
+                    Control::Welcome { position, durable: position.seq, window: 8 << 20, adopted: false }
                 }
                 Message::Frame(frame) => {
                     frame.open(position.chain).unwrap();

@@ -4,13 +4,14 @@
 //! random, and whatever can happen to them does: connections cut and corrupted, services killed, power cut,
 //! spools lost. The VM goes on writing all the while. What each sealed point may look like is known from the
 //! simulated VM ([`agent::sim::History`]); at the end every point is restored and checked, and the newest
-//! state at home must be the VM's disks.
+//! state at home must be the VM's disks. For every third seed there are disks at home already, which are adopted: then what
+//! they held is a point, too.
 
+mod home;
 mod proof;
 
 use std::{
     collections::{BTreeSet, HashMap},
-    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,20 +25,13 @@ use agent::{
 use bytes::Bytes;
 use engine::{
     frame::{Control, DiskInfo, Frame, Kind as FrameKind, Refusal, StreamInfo, layout::HEADER},
-    io::{Backend, Storage, read_exact_at, sim::SimStorage},
+    io::{Storage, read_exact_at, sim::SimStorage},
     net::Backoff,
     point::{Consistency, Point, PointId},
     session::{Link, Message},
     units::{BLOCK_BYTES, DiskIndex, StreamId},
 };
-use master_target::{
-    datastore::{Datastore, DatastoreKind},
-    home::{Home, Placement},
-    node as target_node,
-    proof::Phase,
-    retention::Policy,
-    vmdk::flat::Provisioning,
-};
+use master_target::{node as target_node, proof::Phase, retention::Policy};
 use process_server::{
     greeting::Greeting,
     node::{self as relay_node, ConnectionId},
@@ -127,6 +121,8 @@ pub struct World {
     relay_storage: Arc<SimStorage>,
     target: Option<target_node::StreamNode>,
     target_storage: Arc<SimStorage>,
+    /// What the disks at home held before, if they were there.
+    originals: Option<Vec<Vec<u8>>>,
     to_relay: ToRelay,
     to_target: ToTarget,
     /// What the disks may look like at each point that was captured.
@@ -156,8 +152,13 @@ impl World {
         let (relay_storage, target_storage) = (Arc::new(SimStorage::new()), Arc::new(SimStorage::new()));
         let agent = start_agent(&vm, &plan, seed, None);
         let relay = start_relay(&relay_storage, seed, vm.now());
+        let mut rng = StdRng::seed_from_u64(seed);
+        let originals = (seed / 2).is_multiple_of(3).then(|| {
+            vm.fill();
+            home::originals(&target_storage, &vm, &plan, &mut rng)
+        });
         Self {
-            rng: StdRng::seed_from_u64(seed),
+            rng,
             vm,
             plan,
             agent,
@@ -165,6 +166,7 @@ impl World {
             relay_storage,
             target: None,
             target_storage,
+            originals,
             to_relay: ToRelay::Down,
             to_target: ToTarget::Down,
             legal: HashMap::new(),
@@ -508,7 +510,7 @@ impl World {
         stream: &StreamInfo,
     ) {
         let now = self.now();
-        let home = home(&self.target_storage);
+        let home = self.home();
         let opened = home.prepare(agent, stream).and_then(|()| {
             if self.target.is_none() {
                 self.target =
@@ -545,7 +547,7 @@ impl World {
                 self.step(true);
                 match self.answers.remove(&request) {
                     Some(Ok(point)) => {
-                        let newest = images(&self.target_storage, &self.plan);
+                        let newest = self.images();
                         for (disk, image) in newest.iter().enumerate() {
                             let source = self.vm.bytes(DiskIndex(disk as u16));
                             assert!(*image == source, "disk {disk} differs at last, in {point:?}");
@@ -565,7 +567,7 @@ impl World {
     /// Restores every point and checks it; none that was sealed may be missing.
     fn check(&mut self) -> usize {
         self.target = None;
-        let mut replica = home(&self.target_storage).open(STREAM).unwrap();
+        let mut replica = self.home().open(STREAM).unwrap();
         let points: Vec<_> = replica.state().points.values().cloned().collect();
         for sealed in &self.sealed {
             assert!(
@@ -573,9 +575,14 @@ impl World {
                 "point {sealed} was sealed and is lost"
             );
         }
+        assert_eq!(replica.state().before_failback().is_some(), self.originals.is_some());
         for point in &points {
             replica.restore(point, &mut |_, _| true).unwrap();
-            let image = images(&self.target_storage, &self.plan);
+            let image = self.images();
+            if point.point.is_before_failback() {
+                assert!(Some(image) == self.originals, "the disks before failback are not what they were");
+                continue;
+            }
             let legal = &self.legal[&point.point.id];
             if let Err(wrong) = legal.check(&image) {
                 panic!("point {} of layer {} is not exact: {wrong}", point.point.id, point.layer);
@@ -636,32 +643,4 @@ fn start_relay(storage: &Arc<SimStorage>, seed: u64, now: Instant) -> relay_node
     let open = Arc::new(move || Ok(Arc::clone(&storage) as Arc<dyn Storage>));
     let room = Arc::new(Room::new(Bounds::new(256 << 20, 128 << 20)));
     relay_node::StreamNode::new(STREAM, open, room, seed, now)
-}
-
-fn home(storage: &Arc<SimStorage>) -> Home {
-    let storage: Arc<dyn Storage> = Arc::clone(storage) as _;
-    let (name, path) = ("ds1".to_owned(), "/vmfs/volumes/ds1".into());
-    let datastore = Datastore { name: name.clone(), path, kind: DatastoreKind::Vmfs, reserve_bytes: 0 };
-    Home {
-        journal: Arc::clone(&storage),
-        datastores: vec![(datastore, storage)],
-        placement: Some(Placement { datastore: name, provisioning: Provisioning::Thin }),
-        devices: Vec::new(),
-        backend: Backend::Auto,
-    }
-}
-
-/// The file of a disk at home.
-fn flat_file(disk: usize) -> PathBuf {
-    let name = if disk == 0 { "vm".to_owned() } else { format!("vm_{disk}") };
-    Path::new("vm").join(format!("{name}-flat.vmdk"))
-}
-
-/// What the disks at home hold.
-fn images(storage: &SimStorage, plan: &Plan) -> Vec<Vec<u8>> {
-    let disk = |(index, blocks): (usize, &u64)| {
-        let device = storage.device(&flat_file(index)).unwrap();
-        read_exact_at(device.as_ref(), 0, (blocks * BLOCK_BYTES) as usize).unwrap().to_vec()
-    };
-    plan.disks.iter().enumerate().map(disk).collect()
 }

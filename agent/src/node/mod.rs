@@ -321,7 +321,7 @@ impl Node {
 
     /// The target stands elsewhere: all that is not durable there is dirty again.
     fn reset(&mut self, elsewhere: &Elsewhere, now: Instant) {
-        let Elsewhere { position, durable, diverged } = elsewhere;
+        let Elsewhere { position, durable, diverged, adopted } = elsewhere;
         self.ledger = Ledger::reset(&self.source, position.seq);
         if *diverged {
             tracing::warn!(%durable, "the target does not hold what was sent from here: all of it may differ");
@@ -346,7 +346,7 @@ impl Node {
             self.copying = Some(Copying::new(self.source.dirty_bytes(), now));
         }
         tracing::info!(position = %position.seq, %durable, "connected");
-        self.begin_resync(position.seq, now);
+        self.begin_resync(position.seq, *adopted, now);
     }
 
     fn handle_durable(&mut self, seq: Seq) {

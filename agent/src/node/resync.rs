@@ -1,7 +1,7 @@
 //! Resync: what is dirty only because nobody knows better is compared with the target instead of sent.
 //!
-//! Where tracking lost continuity, or the target diverged, whole disks are dirty although the target holds nearly all of
-//! them. So when a connection begins somewhere else, every leaf all of whose blocks are dirty becomes *suspect*: perhaps the target has it
+//! Where tracking lost continuity, the target diverged, or its disks were there before replication began, whole disks are
+//! dirty although the target holds nearly all of them. So when a connection begins somewhere else, every leaf all of whose blocks are dirty becomes *suspect*: perhaps the target has it
 //! already. A suspect leaf is read, its digest compared with the target's, and only if they differ does pre-copy send
 //! it. The argument why a leaf that is equal may leave `dirty` is in docs/barrier.md, section 10.
 //!
@@ -170,11 +170,11 @@ impl Resync {
 }
 
 impl Node {
-    /// The target stands at `position`, from which this node goes on.
-    pub(super) fn begin_resync(&mut self, position: Seq, now: Instant) {
+    /// The target stands at `position`, from which this node goes on; `adopted` if its disks held content before that.
+    pub(super) fn begin_resync(&mut self, position: Seq, adopted: bool, now: Instant) {
         self.resync = None;
-        // One that has nothing would have to be asked in vain.
-        if position == Seq(0) {
+        // One that has nothing would be asked in vain.
+        if position == Seq(0) && !adopted {
             return;
         }
         self.resync = Resync::begin(&self.source, position, self.resync_from, self.packing.iter(), now);

@@ -160,6 +160,7 @@ impl World {
             }
             // That there is one that failed and one that did not is not the point's fault: the label is right.
             Consistency::CrashConsistent => assert_ne!(failed, Some(false), "{point:?}"),
+            Consistency::BeforeFailback => panic!("an agent cannot observe that: {point:?}"),
         }
         self.failed += u32::from(failed == Some(true));
         self.common += u32::from(point.group.is_some());

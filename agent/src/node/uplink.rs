@@ -43,6 +43,8 @@ pub(super) struct Elsewhere {
     /// It holds nothing at all, or less for durable than it once said, or frames that were never sent from here: one
     /// of the two was set back to an earlier state.
     pub(super) diverged: bool,
+    /// The target's disks held content before the first frame.
+    pub(super) adopted: bool,
 }
 
 #[derive(Debug)]
@@ -147,12 +149,12 @@ impl Uplink {
     fn handle_control(&mut self, control: Control, now: Instant) -> Result<Option<News>, SessionError> {
         let greeting = matches!(self.state, State::Greeting { .. });
         match control {
-            Control::Welcome { position, durable, window } if greeting => {
+            Control::Welcome { position, durable, window, adopted } if greeting => {
                 self.error = None;
                 if let State::Greeting { link, .. } = std::mem::replace(&mut self.state, State::Dialing) {
                     self.state = State::Up { link, since: now };
                 }
-                Ok(Some(self.resume(position, durable, window)))
+                Ok(Some(self.resume(position, durable, window, adopted)))
             }
             Control::Refused { why, reason } if greeting => {
                 self.close(format!("refused ({why:?}): {reason}"), now);
@@ -185,7 +187,7 @@ impl Uplink {
         }
     }
 
-    fn resume(&mut self, position: Position, durable: Seq, window: u64) -> News {
+    fn resume(&mut self, position: Position, durable: Seq, window: u64, adopted: bool) -> News {
         let set_back = self
             .sender
             .as_ref()
@@ -197,7 +199,7 @@ impl Uplink {
         }
         self.sender = Some(Sender::at(position, durable, window));
         let diverged = set_back || position.seq == Seq(0);
-        News::Reset(Elsewhere { position, durable, diverged })
+        News::Reset(Elsewhere { position, durable, diverged, adopted })
     }
 
     /// Tells how far the VM is with its group's barrier, if somebody is there to hear it.

@@ -269,6 +269,6 @@ fn consistency(method: Method, application: Option<&Application>) -> Consistency
     let held = application.is_some_and(|application| application.failed.is_none());
     match method {
         Method::Frozen | Method::Quiet if held => Consistency::ApplicationConsistent,
-        Method::Frozen | Method::Quiet | Method::Barrier => Consistency::CrashConsistent,
+        _ => Consistency::CrashConsistent,
     }
 }

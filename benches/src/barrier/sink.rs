@@ -70,7 +70,8 @@ fn serve(inbox: &Inbox<Bytes>, outbox: &Outbox<Bytes>, mut replica: Replica) -> 
                 Message::Control(Control::Hello { stream, .. }) => {
                     of = stream.id;
                     let (position, durable) = (receiver.position(), Seq(0));
-                    say(&Control::Welcome { position, durable, window: limits::WINDOW_BYTES as u64 }, of);
+                    let window = limits::WINDOW_BYTES as u64;
+                    say(&Control::Welcome { position, durable, window, adopted: false }, of);
                 }
                 Message::Control(other) => anyhow::bail!("out of turn: {other:?}"),
                 Message::Frame(frame) => {

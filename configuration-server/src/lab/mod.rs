@@ -127,6 +127,8 @@ pub struct Options {
     pub spool: Size,
     /// How VMDKs are provisioned: `thin`, `lazily-zeroed` or `eagerly-zeroed`.
     pub provisioning: String,
+    /// Disks that are at home already, and are adopted: VM, disk, descriptor below [`Layout::datastore`].
+    pub originals: Vec<(String, String, PathBuf)>,
     /// Disks that go to block devices: VM, disk, device.
     pub devices: Vec<(String, String, PathBuf)>,
     /// Points that are kept of each VM.
@@ -149,6 +151,7 @@ impl Options {
             rate: None,
             spool: Size(256 << 20),
             provisioning: "thin".into(),
+            originals: Vec::new(),
             devices: Vec::new(),
             retention: 1440,
             network: None,

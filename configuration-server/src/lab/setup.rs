@@ -136,6 +136,9 @@ impl Making<'_> {
     }
 
     fn master_target(&self, listen: SocketAddr) -> Value {
+        let originals = self.options.originals.iter().map(|(vm, disk, descriptor)| {
+            json!({ "vm": vm, "disk": disk, "datastore": "lab", "descriptor": descriptor })
+        });
         let devices = self.options.devices.iter();
         let devices = devices.map(|(vm, disk, device)| json!({ "vm": vm, "disk": disk, "device": device }));
         json!({
@@ -143,6 +146,7 @@ impl Making<'_> {
             "journal": self.layout.dir("journal"),
             "datastore": [{ "name": "lab", "path": self.layout.datastore(), "kind": "nfs", "reserve_bytes": 64 << 20 }],
             "placement": { "datastore": "lab", "provisioning": self.options.provisioning },
+            "original": originals.collect::<Vec<_>>(),
             "device": devices.collect::<Vec<_>>(),
             "retention": { "points": self.options.retention },
             "drill": { "folder": self.layout.dir("drills") },

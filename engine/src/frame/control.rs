@@ -20,7 +20,8 @@ use crate::{
 };
 
 /// Version of the conversation. 1, 2026-11: the first. 2, 2026-11: verification (`verify`, `resend`, digests frames);
-/// orders and reports of groups. 3, 2026-11: resync (`compare`, `compared`).
+/// orders and reports of groups. 3, 2026-11: resync (`compare`, `compared`,
+/// `adopted` in `welcome`).
 pub const PROTOCOL: u16 = 3;
 
 /// What is being replicated.
@@ -99,6 +100,9 @@ pub enum Control {
         durable: Seq,
         /// Frame bytes that may be unacknowledged.
         window: u64,
+        /// Whether the disks at home held content before the first frame: then also an agent that begins at the
+        /// beginning compares before it sends.
+        adopted: bool,
     },
     /// Answer to `Hello`: no.
     Refused {

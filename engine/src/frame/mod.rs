@@ -120,6 +120,9 @@ impl Frame {
                 if point.epoch != self.header.epoch {
                     return Err(FrameError::Malformed("seal of another epoch than its frame's"));
                 }
+                if point.is_before_failback() {
+                    return Err(FrameError::Malformed("seal of a point that no agent can make"));
+                }
                 point.group.as_ref().map_or(Ok(()), |mark| mark.check())?;
                 Ok(Opened::Seal(point))
             }

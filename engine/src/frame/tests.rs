@@ -146,6 +146,7 @@ fn numbers_that_no_stream_reaches_are_refused() {
         position: Position { seq: Seq(seq), ..Position::START },
         durable: Seq(0),
         window: 1,
+        adopted: false,
     };
     assert!(Control::from_frame(&welcome(u64::MAX).to_frame(STREAM)).is_err());
     assert!(Control::from_frame(&welcome(7).to_frame(STREAM)).is_ok());
@@ -180,6 +181,15 @@ fn a_seal_carries_its_point() {
     assert_eq!(Position::after(frame.header()).epoch, Epoch(4));
     let Opened::Seal(opened) = frame.open(Digest::ZERO).unwrap() else { panic!("a seal was sealed") };
     assert_eq!(opened, point);
+    for change in [
+        |point: &mut Point| point.consistency = Consistency::BeforeFailback,
+        |point: &mut Point| point.method = Method::Found,
+    ] {
+        let mut point = point.clone();
+        change(&mut point);
+        let claimed = Packed::seal_of(&point).seal(STREAM, &before);
+        assert!(claimed.open(Digest::ZERO).is_err(), "a point that no agent can make: {point:?}");
+    }
     let misplaced = Packed::seal_of(&point).seal(STREAM, &Position::START);
     assert!(misplaced.open(Digest::ZERO).is_err(), "a point of epoch 3 in a frame of epoch 1");
 }

@@ -26,7 +26,7 @@ pub(crate) struct Args {
     /// The VM.
     #[arg(required_unless_present = "stop")]
     vm: Option<String>,
-    /// `latest`, a point's id, or a time: the newest point taken at or before it.
+    /// `latest`, `before-failback`, a point's id, or a time: the newest point taken at or before it.
     #[arg(long, default_value = "latest")]
     point: String,
     /// Only this disk; may be repeated. The first is also the export without a name.

@@ -29,7 +29,8 @@ use super::desk::Desk;
 pub(crate) struct Args {
     /// The VM.
     vm: String,
-    /// `latest`, `latest-application-consistent`, a point's id, or a time: the newest point taken at or before it.
+    /// `latest`, `latest-application-consistent`, `before-failback`, a point's id, or a time: the newest point taken at or
+    /// before it.
     #[arg(long, default_value = "latest")]
     point: String,
     /// Which disk; may be left out if there is only one.

@@ -20,7 +20,8 @@ use super::{ask, desk::Desk, find};
 pub(crate) struct PinArgs {
     /// The VM.
     vm: String,
-    /// `latest`, `latest-application-consistent`, the point's id, or a time: the newest point taken at or before it.
+    /// `latest`, `latest-application-consistent`, `before-failback`, the point's id, or a time: the newest point taken at
+    /// or before it.
     point: String,
 }
 
@@ -72,6 +73,7 @@ pub(crate) fn pin(config: &Config, args: &PinArgs, pinned: bool, json: bool) -> 
 fn line(status: &PointStatus, verdict: Option<&Verdict>) -> String {
     let point = &status.sealed.point;
     let how = match point.frozen_us {
+        _ if point.is_before_failback() => "as found at home".to_owned(),
         0 => format!("{} tries", point.barrier_tries),
         us => format!("frozen {:.1} ms", us as f64 / 1000.0),
     };

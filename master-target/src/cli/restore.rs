@@ -23,8 +23,8 @@ pub(crate) struct Args {
     /// All VMs of a group, to the newest moment that each has a point of.
     #[arg(long, value_name = "NAME", conflicts_with = "vm")]
     group: Option<String>,
-    /// `latest`, `latest-application-consistent`, a point's id (of a group also a barrier's), or a time: the newest point
-    /// taken at or before it.
+    /// `latest`, `latest-application-consistent`, a point's id (of a group also a barrier's), a time: the newest point
+    /// taken at or before it; or `before-failback`: the disks as they were at home before anything was written to them.
     #[arg(long, default_value = "latest")]
     point: String,
     /// Say what would be done and how long it would take, and do nothing.

@@ -108,7 +108,10 @@ fn sample_catalogue(storage: &Arc<dyn Storage>, dir: &Path) -> Catalogue {
         thin: true,
     };
     let device = TargetDisk::Device { path: "/dev/sdb".into() };
-    let mut catalogue = Catalogue::create(storage, dir, "web-01", &stream, vec![vmdk, device]).unwrap();
+    let found = SealedPoint::before_failback(STREAM, "2026-11-23T01:00:00Z".parse().unwrap());
+    let targets = vec![vmdk, device];
+    let mut catalogue =
+        Catalogue::create_with(storage, dir, "web-01", &stream, targets, Some(found)).unwrap();
     for record in [
         sealed(1),
         sealed(2),
@@ -157,26 +160,51 @@ fn a_catalogue_of_version_1_is_still_read() {
     // Whoever writes it, writes today's version.
     drop(Catalogue::open(&storage, dir).unwrap());
     let text = String::from_utf8(written(&storage, Path::new("catalogue"))).unwrap();
-    assert!(text.contains(r#""version":2"#) && !text.contains("retired"));
+    assert!(text.contains(r#""version":3"#) && !text.contains("retired"));
     let rewritten = Catalogue::peek(storage.as_ref(), dir).unwrap();
     check_sample(&rewritten);
     assert_eq!(rewritten.restore.unwrap().first, 5);
 }
 
-#[test]
-fn a_catalogue_of_version_2_is_read_and_written() {
-    let (storage, dir): (Arc<dyn Storage>, _) = (Arc::new(SimStorage::new()), Path::new(""));
-    let state = sample_catalogue(&storage, dir).state().clone();
-    assert_kept("catalogue-v2.txt", &written(&storage, Path::new("catalogue")));
-    assert_eq!(Catalogue::peek(storage.as_ref(), dir).unwrap(), state);
-    let layer = |first, last, generation, log_bytes| Layer { first, last, generation, log_bytes };
-    assert_eq!(state.layers.values().copied().collect::<Vec<_>>(), [layer(3, 4, 1, 77), layer(5, 5, 0, 45)]);
-    assert_eq!(state.points.keys().copied().collect::<Vec<_>>(), [2, 4, 5]);
-    assert_eq!((state.pinned.first(), state.open, state.oldest), (Some(&2), 6, 2));
+/// What version 2 can say, version 3 says, too; `layers` and `costs` are those from the first point on.
+fn check_later(state: &State) {
     let restore = state.restore.unwrap();
     assert_eq!((restore.first, restore.to, restore.phase), (8, 4, Phase::Restoring));
     assert_eq!((restore.done, state.next_layer()), (Some(Mark { disk: 1, block: 9 }), 9));
+    assert_eq!(state.replicated().map(|point| point.layer).collect::<Vec<_>>(), [2, 4, 5]);
+    assert!(state.open == 6 && state.pinned.contains(&2));
+}
+
+const fn layer(first: u64, last: u64, generation: u32, log_bytes: u64) -> Layer {
+    Layer { first, last, generation, log_bytes }
+}
+
+#[test]
+fn a_catalogue_of_version_2_is_still_read() {
+    let (storage, dir): (Arc<dyn Storage>, _) = (Arc::new(SimStorage::new()), Path::new(""));
+    let sample = include_bytes!("../../testdata/catalogue-v2.txt");
+    storage.create(Path::new("catalogue")).unwrap().write_all_at(sample, 0).unwrap();
+    let state = Catalogue::peek(storage.as_ref(), dir).unwrap();
+    check_later(&state);
+    assert_eq!(state.layers.values().copied().collect::<Vec<_>>(), [layer(3, 4, 1, 77), layer(5, 5, 0, 45)]);
+    assert_eq!((state.pinned.len(), state.oldest, state.before_failback()), (1, 2, None));
     assert_eq!(state.costs(), [(2, 77), (4, 45), (5, 0)].into());
+    drop(Catalogue::open(&storage, dir).unwrap());
+    check_later(&Catalogue::peek(storage.as_ref(), dir).unwrap());
+}
+
+#[test]
+fn a_catalogue_of_version_3_is_read_and_written() {
+    let (storage, dir): (Arc<dyn Storage>, _) = (Arc::new(SimStorage::new()), Path::new(""));
+    let state = sample_catalogue(&storage, dir).state().clone();
+    assert_kept("catalogue-v3.txt", &written(&storage, Path::new("catalogue")));
+    assert_eq!(Catalogue::peek(storage.as_ref(), dir).unwrap(), state);
+    check_later(&state);
+    let layers = [layer(1, 1, 0, 41), layer(2, 2, 0, 42), layer(3, 4, 1, 77), layer(5, 5, 0, 45)];
+    assert_eq!(state.layers.values().copied().collect::<Vec<_>>(), layers);
+    assert_eq!((state.pinned.first(), state.oldest), (Some(&0), 0));
+    assert!(state.before_failback().unwrap().point.is_before_failback());
+    assert_eq!(state.costs(), [(0, 83), (2, 77), (4, 45), (5, 0)].into());
 }
 
 /// Written anew, a catalogue says the same: also with layers merged, points pinned, a restore under way or accepted.
@@ -216,6 +244,13 @@ fn no_flipped_bit_of_a_catalogue_loses_anything() {
     }
 }
 
+fn with_label(mut record: Record, label: Consistency) -> Record {
+    if let Record::Sealed { point, .. } = &mut record {
+        point.point.consistency = label;
+    }
+    record
+}
+
 #[test]
 fn records_that_cannot_be_are_refused() {
     let (storage, dir): (Arc<dyn Storage>, _) = (Arc::new(SimStorage::new()), Path::new(""));
@@ -236,6 +271,9 @@ fn records_that_cannot_be_are_refused() {
         Record::RestoreBegun { to: 4, layer: 8 },
         Record::RestoreBegun { to: 3, layer: 9 },
         Record::Pinned { layer: 3, pinned: true },
+        // Before the first frame, and only there.
+        with_label(sealed(6), Consistency::BeforeFailback),
+        Record::Kept { point: SealedPoint::before_failback(STREAM, "2026-11-23T01:00:00Z".parse().unwrap()) },
     ] {
         let error = catalogue.append(refused).unwrap_err().to_string();
         assert!(error.contains("does not allow"), "{error}");
@@ -266,10 +304,10 @@ fn a_catalogue_that_is_not_understood_is_left_alone() {
     };
     assert!(open(&good).is_none());
 
-    let newer = line(0, r#"{"record":"created","version":3,"unheard_of":true}"#).repeat(2);
-    assert!(matches!(open(&newer), Some(JournalError::Version { version: 3, .. })));
+    let newer = line(0, r#"{"record":"created","version":4,"unheard_of":true}"#).repeat(2);
+    assert!(matches!(open(&newer), Some(JournalError::Version { version: 4, .. })));
     // Taken for a torn tail, it would be cut off.
-    let unheard_of = good.clone() + &line(18, r#"{"record":"unheard-of"}"#).repeat(2);
+    let unheard_of = good.clone() + &line(20, r#"{"record":"unheard-of"}"#).repeat(2);
     assert!(matches!(open(&unheard_of), Some(JournalError::Damaged { .. })));
     // The number after it would overflow.
     let far = good.clone() + &line(u64::MAX, r#"{"record":"undo-begun"}"#);

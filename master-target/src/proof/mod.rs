@@ -71,7 +71,7 @@ impl Proof {
     /// Begins to verify a point, in place of what was being verified. If that one is, it goes on.
     ///
     /// # Errors
-    /// If the point cannot be read, or the disks are restored to another.
+    /// If the point cannot be read or is not the source's, or the disks are restored to another.
     pub fn begin(
         &mut self,
         replica: &mut Replica,
@@ -82,6 +82,11 @@ impl Proof {
     ) -> Result<(), ReplicaError> {
         if self.run.as_ref().is_some_and(|run| run.point().point.id == point.point.id) {
             return Ok(());
+        }
+        if point.point.is_before_failback() {
+            let why = "the disks before failback are what was found at home, and the source never held them: there is \
+                       nothing to compare them with; verify a point of the VM";
+            return Err(JournalError::Refused(why.into()).into());
         }
         if replica.state().restore.is_some() {
             let why = "the disks are restored to a point: undo that, so that they follow the source again";

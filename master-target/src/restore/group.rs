@@ -43,6 +43,11 @@ pub fn vms_of(members: &[Member], group: &str) -> BTreeSet<String> {
 /// The moment that is meant: the newest that every VM of the group has a point of, among those that `select` allows; by
 /// id, that of a barrier or of any VM's point of it. If there is none, why, and which VMs lack it.
 pub fn shared_point(members: &[Member], group: &str, select: &Select) -> Result<Shared, String> {
+    if *select == Select::BeforeFailback {
+        return Err(
+            "the disks before failback are no moment of a group: restore its VMs one by one".to_owned()
+        );
+    }
     let vms = vms_of(members, group);
     if vms.is_empty() {
         return Err(format!("no point of a group {group:?} is kept here"));
@@ -86,6 +91,7 @@ impl Select {
             }
             Self::Id(id) => barrier.0 == id.0 || points.iter().any(|(_, sealed)| sealed.point.id == *id),
             Self::At(time) => points.iter().all(|(_, sealed)| sealed.point.taken_at <= *time),
+            Self::BeforeFailback => false,
         }
     }
 }

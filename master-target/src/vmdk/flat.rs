@@ -75,6 +75,8 @@ pub struct FlatDisk {
     pub capacity: Capacity,
     /// Identity, where the descriptor has one.
     pub uuid: Option<DiskUuid>,
+    /// Whether its space is taken as blocks are written.
+    pub thin: bool,
 }
 
 /// A failure at one of the files. The message is whole: it holds those of its causes.
@@ -155,7 +157,8 @@ pub fn create(
     })?;
     storage.rename(&mark, &descriptor).map_err(at(&descriptor, "rename into place"))?;
     sync_parent(storage, &descriptor)?;
-    Ok(FlatDisk { descriptor, flat, capacity: disk.capacity, uuid: Some(disk.uuid) })
+    let thin = disk.provisioning == Provisioning::Thin;
+    Ok(FlatDisk { descriptor, flat, capacity: disk.capacity, uuid: Some(disk.uuid), thin })
 }
 
 /// Gives the disk a new content id, as its content has changed: a crash leaves the old text or the new one.

@@ -7,6 +7,7 @@
 mod merging;
 mod month;
 mod open_images;
+mod original;
 mod resync;
 mod rot;
 mod scenario;
@@ -100,6 +101,7 @@ fn every_point_restores_and_replication_goes_on() {
 
 /// A recorded replication: for each batch the log's length when it was acknowledged, and what was sealed by then.
 struct Recording {
+    home: fn(&Arc<SimStorage>) -> Home,
     storage: Arc<SimStorage>,
     source: Source,
     frames: Vec<Frame>,
@@ -108,18 +110,26 @@ struct Recording {
 }
 
 fn record(seed: u64, batches: usize) -> Recording {
-    let storage = Arc::new(SimStorage::new());
-    let mut source = Source::new(seed);
+    record_at(make_home, Arc::new(SimStorage::new()), Source::new(seed), seed, batches)
+}
+
+fn record_at(
+    home: fn(&Arc<SimStorage>) -> Home,
+    storage: Arc<SimStorage>,
+    mut source: Source,
+    seed: u64,
+    batches: usize,
+) -> Recording {
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut replica = admit(&make_home(&storage));
-    let (mut frames, mut acks) = (Vec::new(), vec![(storage.log_len(), 0, 0)]);
+    let mut replica = admit(&home(&storage));
+    let (mut frames, mut acks) = (Vec::new(), vec![(storage.log_len(), 0, source.points.len())]);
     for _ in 0..batches {
         let batch: Vec<Frame> = (0..rng.random_range(1..4)).map(|_| source.next()).collect();
         apply(&mut replica, &batch);
         frames.extend(batch);
         acks.push((storage.log_len(), frames.len(), source.points.len()));
     }
-    Recording { storage, source, frames, acks }
+    Recording { home, storage, source, frames, acks }
 }
 
 /// After a crash at entry `at` of the log, `storage` is what is left: everything acknowledged must be there, and
@@ -127,7 +137,7 @@ fn record(seed: u64, batches: usize) -> Recording {
 fn check_crash(recording: &Recording, at: usize, storage: SimStorage, what: &str) {
     let storage = &Arc::new(storage);
     let acked = recording.acks.iter().rev().find(|(log, ..)| *log <= at).copied();
-    let home = make_home(storage);
+    let home = (recording.home)(storage);
     let mut replica = match home.admit("agent-1", &stream()) {
         Ok(replica) => replica,
         Err(error) => panic!("seed, {what} at {at} ({}): {error}", recording.storage.describe(at.max(1) - 1)),
@@ -143,20 +153,16 @@ fn check_crash(recording: &Recording, at: usize, storage: SimStorage, what: &str
 
 #[test]
 fn a_power_cut_at_every_write_and_sync_loses_nothing() {
-    for seed in 0..rounds(2) {
-        let recording = record(seed, 12);
-        for at in 0..=recording.storage.log_len() {
-            check_crash(
-                &recording,
-                at,
-                recording.storage.power_cut_none_kept(at),
-                "cut, nothing unsynced kept",
-            );
-            check_crash(&recording, at, recording.storage.power_cut_all_kept(at), "cut, everything kept");
-            for subset in 0..2 {
-                let seed = seed * 1000 + subset;
-                check_crash(&recording, at, recording.storage.power_cut(at, seed), "cut, a subset kept");
-            }
+    (0..rounds(2)).for_each(|seed| cut_everywhere(&record(seed, 12), seed));
+}
+
+fn cut_everywhere(recording: &Recording, seed: u64) {
+    for at in 0..=recording.storage.log_len() {
+        check_crash(recording, at, recording.storage.power_cut_none_kept(at), "cut, nothing unsynced kept");
+        check_crash(recording, at, recording.storage.power_cut_all_kept(at), "cut, everything kept");
+        for subset in 0..2 {
+            let seed = seed * 1000 + subset;
+            check_crash(recording, at, recording.storage.power_cut(at, seed), "cut, a subset kept");
         }
     }
 }

@@ -44,6 +44,7 @@ pub fn home(storage: &Arc<SimStorage>) -> Home {
         journal: Arc::clone(&storage),
         datastores: vec![(datastore, storage)],
         placement: Some(Placement { datastore: name, provisioning: Provisioning::Thin }),
+        originals: Vec::new(),
         devices: Vec::new(),
         backend: Backend::Auto,
     }

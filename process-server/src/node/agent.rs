@@ -64,7 +64,7 @@ impl StreamNode {
         self.idle_since = None;
         self.finished = false;
         self.agent = Some(Agent { conn, link, state: State::Waiting(description) });
-        if matches!(self.store, Store::Known(_)) && self.refused.is_none() {
+        if self.knows_enough() && self.refused.is_none() {
             self.welcome_agent(now);
         } else {
             self.ask_target(now);
@@ -137,11 +137,13 @@ impl StreamNode {
         let (Some(agent), Store::Known(spool)) = (&mut self.agent, &self.store) else { return };
         let (position, durable) = (spool.position(), spool.durable().seq);
         let receiver = Receiver::at(position, durable);
+        let adopted = self.adopted.unwrap_or_default();
         let (conn, vm) = (agent.conn, spool.description().stream.vm.clone());
         agent.state =
             State::Up { vm: vm.clone(), receiver, pending: Vec::new(), reports: Vec::new(), told: None };
         tracing::info!(stream = %self.id, position = %position.seq, durable = %durable, "agent connected");
-        self.say(&Control::Welcome { position, durable, window: engine_limits::WINDOW_BYTES as u64 }, now);
+        let window = engine_limits::WINDOW_BYTES as u64;
+        self.say(&Control::Welcome { position, durable, window, adopted }, now);
         // Whoever gives it orders from here on does so behind the Welcome.
         self.outputs.push_back(Output::AgentUp(conn, vm));
     }
@@ -177,6 +179,13 @@ impl StreamNode {
         if matches!(self.agent, Some(Agent { state: State::Up { .. }, .. })) {
             self.say(wish, now);
         }
+    }
+
+    /// Whether an agent can be told where the stream stands without asking the master target. An agent that begins at the
+    /// beginning must also know what the disks there held before, and that is not kept beside the spool: nothing is
+    /// lost by asking again as long as there is no frame.
+    fn knows_enough(&self) -> bool {
+        self.spool().is_some_and(|spool| spool.position().seq > Seq(0) || self.adopted.is_some())
     }
 
     fn forget_agent(&mut self) {

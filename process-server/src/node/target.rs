@@ -232,11 +232,15 @@ impl StreamNode {
 
     fn handle_target_message(&mut self, message: Message, now: Instant) -> Result<(), SessionError> {
         match (&mut self.target, message) {
-            (Target::Greeting { .. }, Message::Control(Control::Welcome { position, durable, window })) => {
+            (
+                Target::Greeting { .. },
+                Message::Control(Control::Welcome { position, durable, window, adopted }),
+            ) => {
                 // There, what is held is durable.
                 if durable != position.seq {
                     return Err(SessionError::Ack { spooled: position.seq, durable, sent: position.seq });
                 }
+                self.adopted = Some(adopted);
                 self.handle_welcome(position, window, now);
                 Ok(())
             }

@@ -50,7 +50,7 @@ impl World {
     pub fn begin_to_verify(&mut self) -> bool {
         let (now, wall) = (self.now(), self.vm.wall());
         let Some(target) = &mut self.target else { return false };
-        let Some(point) = target.replica().state().points.values().next_back().cloned() else { return false };
+        let Some(point) = target.replica().state().replicated().next_back().cloned() else { return false };
         target.verify(&point, Arc::new(Stamp), wall, now).unwrap();
         true
     }
@@ -70,8 +70,7 @@ impl World {
     pub fn verify_oldest(&mut self) -> Report {
         let (now, wall) = (self.now(), self.vm.wall());
         let target = self.target();
-        let (_, point) = target.replica().state().points.first_key_value().expect("there are points");
-        let point = point.clone();
+        let point = target.replica().state().replicated().next().expect("there are points").clone();
         target.verify(&point, Arc::new(Stamp), wall, now).unwrap();
         self.await_report()
     }
@@ -100,7 +99,7 @@ impl World {
     pub fn rot_disk(&mut self) -> Place {
         let disk = self.rng.random_range(0..self.plan.disks.len());
         let offset = self.rng.random_range(0..self.plan.disks[disk] * BLOCK_BYTES);
-        let device = self.target_storage.device(&flat_file(disk)).unwrap();
+        let device = self.target_storage.device(&self.flat_file(disk)).unwrap();
         let mut byte = read_exact_at(device.as_ref(), offset / 512 * 512, 512).unwrap().to_vec();
         byte[(offset % 512) as usize] ^= 1 << self.rng.random_range(0..8);
         write_all_at(device.as_ref(), offset / 512 * 512, &byte).unwrap();
@@ -154,7 +153,7 @@ impl World {
     /// Leaves at home that are not as on the VM's disks, as disk and first byte.
     pub fn stale_leaves(&self) -> BTreeSet<(usize, u64)> {
         let mut stale = BTreeSet::new();
-        for (disk, home) in images(&self.target_storage, &self.plan).iter().enumerate() {
+        for (disk, home) in self.images().iter().enumerate() {
             let source = self.vm.bytes(DiskIndex(disk as u16));
             let leaves = home.chunks(LEAF_BYTES as usize).zip(source.chunks(LEAF_BYTES as usize));
             let differing = (0..).zip(leaves).filter(|(_, (home, source))| home != source);

@@ -33,6 +33,8 @@ pub(super) struct Peer {
     /// Digests that were not.
     pub(super) different: BTreeSet<(u16, u64)>,
     pub(super) resets: u32,
+    /// Whether it says that its disks held something before the first frame.
+    pub(super) adopted: bool,
     /// Questions that came. Every third is lost on the way, or its answer.
     pub(super) questions: u32,
     /// Bytes of data frames that came.
@@ -57,6 +59,7 @@ impl Peer {
             verified: BTreeSet::new(),
             different: BTreeSet::new(),
             resets: 0,
+            adopted: false,
             questions: 0,
             content: 0,
             reports: Vec::new(),
@@ -94,7 +97,12 @@ impl Peer {
                     self.receiver = Receiver::at(position, self.durable.seq);
                     self.spooled = self.frames.len();
                     self.greeted = true;
-                    self.say(&Control::Welcome { position, durable: self.durable.seq, window: 8 << 20 });
+                    self.say(&Control::Welcome {
+                        position,
+                        durable: self.durable.seq,
+                        window: 8 << 20,
+                        adopted: self.adopted,
+                    });
                 }
                 Some(Message::Control(Control::GroupReport { barrier, report })) => {
                     self.reports.push((barrier, report));

@@ -66,6 +66,38 @@ fn of_a_changed_disk_only_the_leaves_that_differ_are_sent() {
     }
 }
 
+/// The disks at home were there before: at the very first connection only the leaves that differ are sent.
+#[test]
+fn of_disks_that_were_at_home_before_only_what_differs_is_sent() {
+    for (seed, plan) in (0..).zip(plans()) {
+        for kill in [false, true] {
+            let leaves_of_granule = (1u64 << plan.shift).div_ceil(16);
+            let mut world = World::new(plan.clone(), seed);
+            world.vm.fill();
+            world.peer.adopted = true;
+            for disk in 0..plan.disks.len() {
+                world.peer.target[disk] = world.vm.bytes(DiskIndex(disk as u16));
+            }
+            let stale = world.reboot_after(60);
+            if kill {
+                while world.peer.content == 0 {
+                    world.step();
+                    world.exchange(true);
+                }
+                world.restart_agent();
+            }
+            world.converge();
+            let granules: BTreeSet<_> =
+                stale.iter().map(|(disk, leaf)| (*disk, leaf / leaves_of_granule)).collect();
+            let most = granules.len() as u64 * leaves_of_granule * LEAF_BYTES;
+            let sent = world.peer.content;
+            // What was on its way is sent again after a kill.
+            assert!(sent <= most * if kill { 2 } else { 1 } + 8192, "{sent} bytes were sent, {most} differ");
+            assert!(sent >= stale.len() as u64 * BLOCK_BYTES, "{stale:?} was not sent");
+        }
+    }
+}
+
 /// Another question of the same leaves may be answered late, and a target may not hold yet what is on its way to it.
 #[test]
 fn an_answer_counts_only_for_what_was_read_and_from_where_this_agent_goes_on() {

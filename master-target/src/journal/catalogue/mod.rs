@@ -8,7 +8,7 @@
 //! The history of the disks is a sequence of *layers*, in the order of their numbers, each with an undo log that leads
 //! from its end back to its beginning. Replication makes one layer per epoch; merging makes one of several; a restore
 //! is a layer of its own, so that it can be undone like anything else. The newest layer is open. A point is the end of a
-//! closed layer. A point that is dropped leaves its layer, which later points still need, until it is merged.
+//! closed layer, or it is the disks as they were found before the first, the end of layer 0. A point that is dropped leaves its layer, which later points still need, until it is merged.
 
 mod lines;
 mod record;
@@ -63,9 +63,22 @@ impl Catalogue {
         stream: &StreamInfo,
         targets: Vec<TargetDisk>,
     ) -> Result<Self, JournalError> {
+        Self::create_with(storage, dir, agent, stream, targets, None)
+    }
+
+    /// As [`Self::create`]. If the disks hold something, they are the point `found`, which is pinned, before anything is
+    /// written to them.
+    pub fn create_with(
+        storage: &Arc<dyn Storage>,
+        dir: &Path,
+        agent: &str,
+        stream: &StreamInfo,
+        targets: Vec<TargetDisk>,
+        found: Option<SealedPoint>,
+    ) -> Result<Self, JournalError> {
         let (agent, stream) = (agent.to_owned(), stream.clone());
         let (open, position) = (Epoch::FIRST.0, Position::START);
-        let record = Record::Created {
+        let created = Record::Created {
             version: VERSION,
             agent,
             stream,
@@ -76,7 +89,11 @@ impl Catalogue {
             used: None,
             accepted: false,
         };
-        write_file_atomically(storage.as_ref(), &dir.join(NAME), &lines(0, &record))
+        let pinned = found.iter().map(|point| Record::Pinned { layer: point.layer, pinned: true });
+        let kept = found.iter().map(|point| Record::Kept { point: point.clone() });
+        let records = std::iter::once(created).chain(kept).chain(pinned);
+        let bytes: Vec<u8> = (0..).zip(records).flat_map(|(number, record)| lines(number, &record)).collect();
+        write_file_atomically(storage.as_ref(), &dir.join(NAME), &bytes)
             .map_err(JournalError::io("create", &dir.join(NAME)))?;
         Self::open(storage, dir)
     }

@@ -1,9 +1,11 @@
 //! The records of a catalogue, and what they are about.
 
+use std::path::Path;
+
 use engine::{
     frame::{Position, StreamInfo},
-    point::{Consistency, Point},
-    units::Digest,
+    point::{Consistency, Method, Point, PointId},
+    units::{Digest, Epoch, StreamId},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -11,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::journal::layer::Layer;
 
 /// Version of the catalogue, in its first record. 1, 2026-11: the first. 2, 2026-11: layers may be merged, points
-/// dropped and pinned, restores accepted and gone on with; numbers of layers are not used again.
-pub(super) const VERSION: u32 = 2;
+/// dropped and pinned, restores accepted and gone on with; numbers of layers are not used again. 3, 2026-11: the disks as they
+/// were before the first frame may be a point, the end of layer 0.
+pub(super) const VERSION: u32 = 3;
 
 /// The oldest version that is read. It is written anew when it is opened.
 pub(super) const OLDEST_VERSION: u32 = 1;
@@ -37,6 +40,30 @@ pub enum TargetDisk {
     },
 }
 
+impl TargetDisk {
+    /// Whether both are the same disk.
+    #[must_use]
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (
+                Self::Vmdk { datastore, descriptor, .. },
+                Self::Vmdk { datastore: other_store, descriptor: other, .. },
+            ) => datastore == other_store && Path::new(descriptor) == Path::new(other),
+            (Self::Device { path }, Self::Device { path: other }) => Path::new(path) == Path::new(other),
+            _ => false,
+        }
+    }
+}
+
+impl std::fmt::Display for TargetDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Vmdk { datastore, descriptor, .. } => write!(f, "{descriptor} on datastore {datastore}"),
+            Self::Device { path } => f.write_str(path),
+        }
+    }
+}
+
 /// A sealed point as the master target keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedPoint {
@@ -54,6 +81,27 @@ pub struct SealedPoint {
 }
 
 impl SealedPoint {
+    /// The disks of a new stream as they are before its first frame, at `now`.
+    #[must_use]
+    pub fn before_failback(stream: StreamId, now: Timestamp) -> Self {
+        // It follows from the stream: there is one of each.
+        let Digest(hash) = Digest::of(format!("before failback {stream}").as_bytes());
+        let point = Point {
+            id: PointId(uuid::Builder::from_random_bytes(std::array::from_fn(|at| hash[at])).into_uuid()),
+            epoch: Epoch(0),
+            taken_at: now,
+            consistency: Consistency::BeforeFailback,
+            method: Method::Found,
+            barrier_tries: 0,
+            window_us: 0,
+            residual_bytes: 0,
+            frozen_us: 0,
+            application: None,
+            group: None,
+        };
+        Self { point, layer: 0, log_bytes: 0, sealed_at: now, chain: Position::START.chain }
+    }
+
     /// Whether its applications took part in it.
     #[must_use]
     pub fn is_application_consistent(&self) -> bool {
@@ -92,7 +140,7 @@ pub(crate) enum Record {
     },
     /// When the catalogue was written anew: a layer that it knows.
     Layer { layer: Layer },
-    /// When the catalogue was written anew: a point that it knows.
+    /// When the catalogue was written anew: a point that it knows. In a new one: the disks as they were found.
     Kept { point: SealedPoint },
     /// A layer was sealed; replication goes on in the next one, after `position`.
     Sealed { point: SealedPoint, position: Position },

@@ -95,6 +95,17 @@ impl State {
         self.points.values().find(|sealed| sealed.point.id == id)
     }
 
+    /// The disks as they were before the first frame, if they held something and that is kept.
+    #[must_use]
+    pub fn before_failback(&self) -> Option<&SealedPoint> {
+        self.points.get(&0)
+    }
+
+    /// The points that an agent made, oldest first.
+    pub fn replicated(&self) -> impl DoubleEndedIterator<Item = &SealedPoint> {
+        self.points.range(1..).map(|(_, sealed)| sealed)
+    }
+
     /// Logs that belong to no closed layer, oldest first: the open layer's and those of restores. Their lengths, where
     /// they are complete.
     pub fn unlayered(&self) -> impl Iterator<Item = (LogId, Option<u64>)> + '_ {
@@ -179,11 +190,16 @@ impl State {
                     && layer.last < self.open
             }
             Record::Kept { point } => {
-                newest_point.is_none_or(|newest| newest < point.layer)
+                is_labelled(point)
+                    && newest_point.is_none_or(|newest| newest < point.layer)
                     && (point.layer == self.oldest || self.layers.contains_key(&point.layer))
             }
             Record::Sealed { point, position } => {
-                idle && !self.accepted && point.layer == self.open && position.is_sensible()
+                is_labelled(point)
+                    && idle
+                    && !self.accepted
+                    && point.layer == self.open
+                    && position.is_sensible()
             }
             Record::Retired { oldest } => self.points.contains_key(oldest),
             Record::Dropped { layers } => {
@@ -327,4 +343,9 @@ impl State {
         records.extend(restore.done.map(|mark| Record::RestoreAt { mark }));
         records
     }
+}
+
+/// Whether a point says that it is of before the first frame just if it is.
+fn is_labelled(point: &SealedPoint) -> bool {
+    point.point.is_before_failback() == (point.layer == 0)
 }

@@ -6,6 +6,7 @@ use engine::io::{Backend, FolderStorage};
 use tempfile::TempDir;
 
 use super::*;
+use crate::vmdk::geometry::CapacityError;
 
 fn testdata(name: &str) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/vmdk/testdata").join(name);
@@ -14,10 +15,14 @@ fn testdata(name: &str) -> Vec<u8> {
 
 /// A folder that holds a golden descriptor as `web-01.vmdk` and a flat file of 40 GiB, all hole.
 fn folder(golden: &str) -> TempDir {
+    folder_with(&testdata(golden), "web-01-flat.vmdk", 40 << 30)
+}
+
+fn folder_with(descriptor: &[u8], flat: &str, bytes: u64) -> TempDir {
     let dir = tempfile::tempdir().expect("a scratch folder");
-    fs::write(dir.path().join("web-01.vmdk"), testdata(golden)).expect("written");
-    let flat = fs::File::create_new(dir.path().join("web-01-flat.vmdk")).expect("created");
-    flat.set_len(40 << 30).expect("a sparse file of 40 GiB");
+    fs::write(dir.path().join("web-01.vmdk"), descriptor).expect("written");
+    let flat = fs::File::create_new(dir.path().join(flat)).expect("created");
+    flat.set_len(bytes).expect("a sparse file");
     dir
 }
 
@@ -50,6 +55,35 @@ fn disks_of_esxi_are_accepted() {
     }
 }
 
+#[test]
+fn flat_disks_of_hosted_products_are_accepted() {
+    for (golden, flat) in
+        [("virtualbox.vmdk", "web-01-flat.vmdk"), ("qemu-monolithic-flat.vmdk", "h-flat.vmdk")]
+    {
+        let dir = folder_with(&testdata(golden), flat, 20480 * 512);
+        let disk = open(&dir).unwrap_or_else(|refused| panic!("{golden}: {refused}"));
+        assert_eq!(
+            (disk.flat.as_path(), disk.capacity.sectors(), disk.thin),
+            (Path::new(flat), 20480, false)
+        );
+    }
+    let text = String::from_utf8(testdata("virtualbox.vmdk")).expect("text");
+    let refused = |from: &str, to: &str| {
+        assert!(text.contains(from));
+        refusal(&folder_with(text.replace(from, to).as_bytes(), "web-01-flat.vmdk", 20480 * 512))
+    };
+    assert!(matches!(refused("vmdk\" 0", "vmdk\" 8"), Refusal::Offset(8)));
+    assert!(matches!(refused("FLAT", "SPARSE"), Refusal::Invalid(_)));
+    assert!(matches!(refused(" 0\n", "\n"), Refusal::Invalid(_)));
+    assert!(matches!(refused("monolithicFlat", "vmfs"), Refusal::WrongExtent { expected: "RW VMFS", .. }));
+    assert!(matches!(
+        refused("FLAT \"web-01-flat.vmdk\" 0", "VMFS \"web-01-flat.vmdk\""),
+        Refusal::WrongExtent { expected: "RW FLAT", .. }
+    ));
+    assert!(matches!(refused("monolithicFlat", "twoGbMaxExtentFlat"), Refusal::NotFlat(_)));
+    assert!(matches!(refused("monolithicFlat", "fullDevice"), Refusal::NotFlat(_)));
+}
+
 /// Checks that each golden file is refused for its own reason.
 macro_rules! refused {
     ($($golden:literal => $reason:pat,)*) => {
@@ -70,19 +104,17 @@ fn every_other_kind_is_refused_for_its_own_reason() {
         "native-snapshot.vmdk" => Refusal::NativeSnapshot,
         "encrypted.vmdk" => Refusal::Encrypted,
         "io-filter.vmdk" => Refusal::Filtered,
-        "change-tracking.vmdk" => Refusal::ChangeTracking { .. },
-        "version-3.vmdk" => Refusal::Version(3),
+        "change-tracking.vmdk" => Refusal::ChangeTracking { path: Some(_) },
+        "version-3.vmdk" => Refusal::ChangeTracking { path: None },
         "vsan.vmdk" => Refusal::VsanObject(_),
-        "rdm-virtual.vmdk" => Refusal::RawDevice(CreateType::VmfsRawDeviceMap),
-        "rdm-physical.vmdk" => Refusal::RawDevice(CreateType::VmfsPassthroughRawDeviceMap),
-        "rdm-under-vmfs.vmdk" => Refusal::WrongExtent(Extent { kind: ExtentType::VmfsRdm, .. }),
-        "read-only.vmdk" => Refusal::WrongExtent(Extent { access: Access::ReadOnly, .. }),
+        "rdm-virtual.vmdk" => Refusal::RawDevice("vmfsRawDeviceMap"),
+        "rdm-physical.vmdk" => Refusal::RawDevice("vmfsPassthroughRawDeviceMap"),
+        "rdm-under-vmfs.vmdk" => Refusal::RawDevice("VMFSRDM"),
+        "read-only.vmdk" => Refusal::WrongExtent { .. },
         "two-extents.vmdk" => Refusal::ExtentCount(2),
         "outside-folder.vmdk" => Refusal::OutsideFolder(_),
         "zero-capacity.vmdk" => Refusal::Capacity(CapacityError::Zero),
         "too-large.vmdk" => Refusal::Capacity(CapacityError::TooLarge(_)),
-        "virtualbox.vmdk" => Refusal::NotFlat(CreateType::MonolithicFlat),
-        "qemu-monolithic-flat.vmdk" => Refusal::NotFlat(CreateType::MonolithicFlat),
         "README.md" => Refusal::Invalid(_),
     }
 }

@@ -161,6 +161,22 @@ impl CreateType {
     }
 }
 
+impl Access {
+    /// As in the descriptor.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        ACCESS.iter().find(|(_, found)| *found == self).map_or("", |(name, _)| name)
+    }
+}
+
+impl ExtentType {
+    /// As in the descriptor.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        EXTENT_TYPES.iter().find(|(_, found)| *found == self).map_or("", |(name, _)| name)
+    }
+}
+
 /// Checks the value of `ddb.longContentID`: ASCII, and long enough for a CID at its end.
 pub(super) fn long_content_id(entry: Entry<'_>) -> Result<&str, DescriptorError> {
     let text = std::str::from_utf8(entry.value).ok().filter(|text| text.is_ascii() && text.len() >= 8);

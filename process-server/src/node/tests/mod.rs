@@ -160,6 +160,29 @@ fn without_the_target_the_spool_goes_on() {
     assert_eq!(world.agent.resets, 0);
 }
 
+/// What is spooled cannot say it, and an agent that begins needs to know whether to compare.
+#[test]
+fn at_the_beginning_an_agent_is_told_whether_the_disks_at_home_held_something() {
+    let mut world = World::new(23);
+    world.target.adopted = true;
+    world.until("welcomed", |world| world.agent.adopted == Some(true));
+    let disk = (*world.storage()).clone();
+    world.target.unreachable = true;
+    world.restart(disk);
+    world.until("refused", |world| world.agent.refused == Some(Refusal::Unavailable));
+    (world.target.unreachable, world.agent.adopted) = (false, None);
+    world.until("welcomed again", |world| world.agent.adopted == Some(true));
+    // Its word holds while the process server lives.
+    world.target.unreachable = true;
+    world.hang_up_target();
+    world.agent.adopted = None;
+    world.dial_as_agent();
+    world.until("welcomed without it", |world| world.agent.adopted == Some(true));
+    world.target.unreachable = false;
+    world.write_some(3);
+    world.settle();
+}
+
 #[test]
 fn when_the_target_refuses_a_known_stream_its_agent_is_refused_until_it_does_not() {
     let mut world = running(10);

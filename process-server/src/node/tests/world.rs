@@ -58,6 +58,8 @@ pub(super) struct FakeAgent {
     /// Questions to be sent with the next frames, and the answers that came.
     pub(super) questions: Vec<Control>,
     pub(super) answers: Vec<Control>,
+    /// What it was told of the disks at home.
+    pub(super) adopted: Option<bool>,
 }
 
 impl FakeAgent {
@@ -77,6 +79,7 @@ impl FakeAgent {
             spooled: Seq(0),
             questions: Vec::new(),
             answers: Vec::new(),
+            adopted: None,
         }
     }
 
@@ -118,7 +121,8 @@ impl FakeAgent {
         link.handle_bytes(bytes, now);
         while let Some(message) = self.link.as_mut().and_then(|link| link.poll_message().unwrap()) {
             match message {
-                Message::Control(Control::Welcome { position, durable, window }) => {
+                Message::Control(Control::Welcome { position, durable, window, adopted }) => {
+                    self.adopted = Some(adopted);
                     self.welcome(position, durable, window);
                 }
                 Message::Control(Control::Refused { why, .. }) => self.refused = Some(why),
@@ -189,6 +193,8 @@ pub(super) struct FakeTarget {
     /// Whether what arrives is left lying.
     pub(super) stalled: bool,
     pub(super) hold: Option<String>,
+    /// Whether its disks held something before the first frame.
+    pub(super) adopted: bool,
     pub(super) hellos: Vec<(String, StreamInfo)>,
     pub(super) frames: u64,
     /// Questions that came and are not answered.
@@ -208,6 +214,7 @@ impl FakeTarget {
             unreachable: false,
             stalled: false,
             hold: None,
+            adopted: false,
             hellos: Vec::new(),
             frames: 0,
             questions: Vec::new(),
@@ -231,6 +238,7 @@ impl FakeTarget {
                             position: self.position,
                             durable: self.position.seq,
                             window: 64 << 10,
+                            adopted: self.adopted,
                         },
                     };
                     self.acked = self.position.seq;
