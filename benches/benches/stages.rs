@@ -7,6 +7,7 @@ use std::hint::black_box;
 use agent::capture::contents::Contents;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use engine::{
+    digest::{LEAF_BYTES, RootBuilder, leaf_digest},
     dirty_map::{DirtyMap, Granularity},
     extent::Extent,
     extent_set::ExtentSet,
@@ -52,7 +53,7 @@ fn frames(c: &mut Criterion) {
     let mut group = c.benchmark_group("frame");
     group.throughput(Throughput::Bytes(DATA as u64));
     let (content, extents) = content();
-    for (name, level) in [("pack stored", 0), ("pack zstd 1", 1), ("pack zstd 3", 3)] {
+    for (name, level) in [("pack stored", 0), ("pack zstd 1", 1), ("pack zstd 3", 3), ("pack zstd 6", 6)] {
         group.bench_function(name, |b| b.iter(|| Packed::data(DISK, black_box(&content), extents, level)));
     }
     for (name, level) in [("open stored", 0), ("open zstd 1", 1)] {
@@ -85,6 +86,25 @@ fn frames(c: &mut Criterion) {
     });
 }
 
+/// What a resync and a proof do with every byte of both disks.
+fn digests(c: &mut Criterion) {
+    let mut group = c.benchmark_group("digest");
+    let leaf: Vec<u8> = data().into_iter().cycle().take(LEAF_BYTES as usize).collect();
+    group.throughput(Throughput::Bytes(LEAF_BYTES));
+    group.bench_function("leaf", |b| b.iter(|| leaf_digest(black_box(&leaf))));
+    let digest = leaf_digest(&leaf);
+    let bytes = 1 << 30;
+    group.throughput(Throughput::Bytes(bytes));
+    group.bench_function("root of 1 GiB, from leaves", |b| {
+        b.iter(|| {
+            let mut root = RootBuilder::new(bytes);
+            (0..bytes / LEAF_BYTES).for_each(|_| root.push(black_box(digest)));
+            root.finish().is_ok()
+        });
+    });
+    group.finish();
+}
+
 fn zeros(c: &mut Criterion) {
     let mut group = c.benchmark_group("contents");
     group.throughput(Throughput::Bytes(DATA as u64));
@@ -110,6 +130,19 @@ fn sets(c: &mut Criterion) {
     c.bench_function("dirty map/collect 1,000 of 16 Mi blocks", |b| {
         b.iter(|| map.collect(Block(0), black_box(u64::MAX)))
     });
+    // As pre-copy does it: what is collected is cleared, and what a write marks meanwhile is found next time.
+    c.bench_function("dirty map/take 1,000 of 16 Mi blocks", |b| {
+        b.iter_batched(
+            || blocks.iter().for_each(|&block| map.set(Block(block), Block(block + 1))),
+            |()| {
+                let set = map.collect(Block(0), u64::MAX);
+                set.extents().for_each(|extent| map.clear(extent.start, extent.end()));
+                set
+            },
+            BatchSize::PerIteration,
+        );
+    });
+    blocks.iter().for_each(|&block| map.set(Block(block), Block(block + 1)));
     c.bench_function("dirty map/ask for a block", |b| {
         let mut at = 0;
         b.iter(|| {
@@ -132,6 +165,6 @@ criterion_group! {
         .sample_size(30)
         .warm_up_time(std::time::Duration::from_millis(500))
         .measurement_time(std::time::Duration::from_secs(2));
-    targets = frames, zeros, sets
+    targets = frames, digests, zeros, sets
 }
 criterion_main!(stages);

@@ -71,6 +71,36 @@ impl Drop for Load {
     }
 }
 
+/// As on a busy server: 20 MB/s in pieces of 4 to 64 KiB.
+pub const CHURN: [&str; 5] =
+    ["--bsrange=4k-64k", "--rate=20m", "--direct=1", "--ioengine=libaio", "--iodepth=8"];
+
+/// How a load fared.
+#[derive(Clone, Copy, Debug)]
+pub struct Fared {
+    /// Bytes written per second.
+    pub bytes_per_second: f64,
+    /// From the start of a write to its end: the mean.
+    pub latency_us: f64,
+}
+
+/// Writes to the first `bytes` bytes of `file` for `time`.
+pub fn run_for(
+    file: &Path,
+    bytes: u64,
+    time: Duration,
+    options: &[&str],
+    stop: &Shutdown,
+) -> anyhow::Result<Fared> {
+    let said = job(file, bytes, time, options).until(stop).run()?.stdout;
+    let report: serde_json::Value = serde_json::from_str(&said)?;
+    let write = &report["jobs"][0]["write"];
+    let latency = write["clat_ns"]["mean"].as_f64().map(|ns| ns / 1000.0);
+    let fared = write["bw_bytes"].as_f64().zip(latency);
+    let (bytes_per_second, latency_us) = fared.context("fio's report lacks a figure")?;
+    Ok(Fared { bytes_per_second, latency_us })
+}
+
 /// Fills the first `bytes` bytes of `file`, so that what is measured later only overwrites.
 pub fn fill(file: &Path, bytes: u64, stop: &Shutdown) -> anyhow::Result<()> {
     write_sequentially(file, bytes, stop).map(drop)

@@ -1,9 +1,11 @@
 //! The `homeward-bench` command: measures what docs/performance.md states, on this machine, with real disks.
 //!
 //! Every measurement lives in a module of its own that knows nothing of the others; here are only arguments. Nothing
-//! is installed and nothing stays behind: mounts, BPF pins, loop devices and fio end with the process, however it ends.
+//! stays behind: mounts, network namespaces, BPF pins, loop devices and what was started end with the process, however it
+//! ends. Only `compare` installs anything, the tools that it compares with, and keeps anything, its disks.
 
 mod barrier;
+mod compare;
 mod disk;
 mod drill;
 mod figures;
@@ -34,9 +36,13 @@ Examples (as root, in release mode, on an otherwise idle machine):
   homeward-bench drill --disk 1GiB            against qemu-nbd
   homeward-bench restore --images 10GiB       needs three times that on --dir, and 4 GiB
   homeward-bench restore --images 1GiB --rounds 0 --kills 50
+  homeward-bench compare full-1g              against nbdcopy, qemu-img and zstd pipes: about 20 minutes
+  homeward-bench compare full-200m --size 1GiB --rounds 1 --json
+  homeward-bench compare latency-50ms
   cargo bench -p homeward-bench               the hot stages, without root
 
-Exit codes: 0 measured, 1 failed, 2 wrong arguments, 5 refused (not root, or a tool is missing), 130 interrupted.";
+Exit codes: 0 measured, 1 failed, 2 wrong arguments, 5 refused (not root, or a tool is missing), 6 a copy is not equal
+to its source, 130 interrupted.";
 
 /// Measures Homeward on this machine.
 #[derive(Debug, Parser)]
@@ -46,11 +52,11 @@ struct Cli {
     #[arg(long, global = true)]
     json: bool,
 
-    /// Where scratch disks are made.
-    #[arg(long, global = true, default_value = "/tmp")]
-    dir: PathBuf,
+    /// Where scratch disks are made: /tmp, or for `compare`, which keeps them, /var/tmp/homeward-bench.
+    #[arg(long, global = true)]
+    dir: Option<PathBuf>,
 
-    /// Size of a scratch disk.
+    /// Size of a scratch disk; but see `compare --size`.
     #[arg(long, global = true, default_value = "2GiB")]
     disk: Size,
 
@@ -112,6 +118,20 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         kills: u32,
     },
+    /// Homeward beside other ways to copy a disk, over links made for it: seconds, bytes, CPU time, memory.
+    Compare {
+        /// What is compared.
+        scenario: compare::Scenario,
+        /// Size of the disk, three quarters of it system files.
+        #[arg(long, default_value = "8GiB")]
+        size: Size,
+        /// Runs of each tool.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
+        /// Length of `churn`.
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+        minutes: u32,
+    },
     /// Started by `barrier`: thaws file systems should it fail to.
     #[command(hide = true, name = WATCHDOG_COMMAND)]
     FreezeWatchdog,
@@ -130,7 +150,11 @@ fn main() -> ExitCode {
         lab::isolate().context("cannot make mounts of our own")?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let stop = runtime.block_on(async { Shutdown::on_signals() })?;
-        run(&cli, &stop)
+        // An interrupt and a missing tool have exit codes of their own.
+        run(&cli, &stop).map_err(|error| match error.downcast::<lab::LabError>() {
+            Ok(error) => error.into_command_error(),
+            Err(error) => error,
+        })
     })
 }
 
@@ -151,7 +175,8 @@ fn check_machine() -> anyhow::Result<()> {
 }
 
 fn run(cli: &Cli, stop: &Shutdown) -> anyhow::Result<()> {
-    let scratch = disk::Scratch { dir: cli.dir.clone(), bytes: cli.disk.0 };
+    let dir = |default: &str| cli.dir.clone().unwrap_or_else(|| default.into());
+    let scratch = disk::Scratch { dir: dir("/tmp"), bytes: cli.disk.0 };
     match &cli.command {
         Command::Barrier { points, loads, every_ms } => {
             let plan = barrier::Plan { points: *points, every: Duration::from_millis(*every_ms), loads };
@@ -169,6 +194,13 @@ fn run(cli: &Cli, stop: &Shutdown) -> anyhow::Result<()> {
         Command::Restore { images, rounds, kills } => {
             print(cli.json, &restore::run(&scratch, images.0, *rounds, *kills, stop)?)
         }
+        Command::Compare { scenario, size, rounds, minutes } => {
+            let plan =
+                compare::Plan { scenario: *scenario, bytes: size.0, rounds: *rounds, minutes: *minutes };
+            let report = compare::run(&dir(compare::DIR), &plan, stop)?;
+            print(cli.json, &report)?;
+            report.check()
+        }
         Command::FreezeWatchdog => Ok(()),
     }
 }
@@ -176,7 +208,9 @@ fn run(cli: &Cli, stop: &Shutdown) -> anyhow::Result<()> {
 fn print<R: serde::Serialize + std::fmt::Display>(json: bool, report: &R) -> anyhow::Result<()> {
     if json {
         let mut object = serde_json::to_value(report)?;
-        object["ok"] = true.into();
+        if object.get("ok").is_none() {
+            object["ok"] = true.into();
+        }
         println!("{object}");
     } else {
         print!("{report}");

@@ -14,16 +14,13 @@ use serde::Serialize;
 
 use crate::{
     disk::Scratch,
-    fio::{self, Load},
+    fio::{self, CHURN, Load},
 };
 
 const VM: &str = "bench";
 
 /// Time from one point to the next during churn.
 const POINTS_EVERY: Duration = Duration::from_secs(5);
-
-/// As on a busy server: 20 MB/s in pieces of 4 to 64 KiB.
-const CHURN: [&str; 5] = ["--bsrange=4k-64k", "--rate=20m", "--direct=1", "--ioengine=libaio", "--iodepth=8"];
 
 /// Longest full copy.
 const COPY: Duration = Duration::from_secs(3600);

@@ -1,7 +1,7 @@
 //! What the tests on real disks do alike: services changed between starts, waits that end.
 
 use std::{
-    fs, thread,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -29,10 +29,7 @@ pub fn options(stop: &Shutdown) -> Options {
 /// # Panics
 /// If it cannot be read or written.
 pub fn configure(service: &Service, change: impl FnOnce(&mut toml::Table)) {
-    let text = fs::read_to_string(service.config()).unwrap();
-    let mut table = toml::from_str(&text).unwrap();
-    change(&mut table);
-    fs::write(service.config(), toml::to_string(&table).unwrap()).unwrap();
+    service.configure(change).unwrap();
 }
 
 /// A point, and when it was wished for and had.

@@ -10,37 +10,52 @@ use std::{
 
 use super::{error::LabError, tool::Tool};
 
-/// A block device over a sparse file of its own.
+/// A block device over a file.
 #[derive(Debug)]
 pub struct LoopDevice {
     path: PathBuf,
     backing: PathBuf,
+    /// Whether the file stays when the device goes.
+    keeps: bool,
     /// The device lives as long as somebody has it open.
     holder: Option<File>,
 }
 
 impl LoopDevice {
-    /// Makes the file `backing`, of `bytes` zeros, and a device over it that bypasses the page cache where it can.
+    /// Makes the file `backing`, of `bytes` zeros, and a device over it that bypasses the page cache where it can. The
+    /// file goes with it.
     ///
     /// # Errors
     /// What `losetup` or the system refuses.
     pub fn create(backing: &Path, bytes: u64) -> Result<Self, LabError> {
         let file = File::create_new(backing).map_err(LabError::io("create", backing))?;
-        let device = Self { path: PathBuf::new(), backing: backing.into(), holder: None };
+        let device = Self::unattached(backing, false);
         file.set_len(bytes).map_err(LabError::io("size", backing))?;
         device.attach(&[])
     }
 
-    /// A device over the file `backing`, which holds a partition table: its partitions are devices, too.
+    /// The same over the file `backing` that there is, and that stays.
+    ///
+    /// # Errors
+    /// What `losetup` or the system refuses.
+    pub fn over(backing: &Path) -> Result<Self, LabError> {
+        Self::unattached(backing, true).attach(&[])
+    }
+
+    /// A device over the file `backing`, which holds a partition table: its partitions are devices, too. The file goes
+    /// with it.
     ///
     /// # Errors
     /// What `losetup` or the system refuses.
     pub fn with_partitions(backing: &Path) -> Result<Self, LabError> {
-        let device = Self { path: PathBuf::new(), backing: backing.into(), holder: None };
-        let device = device.attach(&["--partscan"])?;
+        let device = Self::unattached(backing, false).attach(&["--partscan"])?;
         // Not every kernel reads partition tables itself.
         Tool::new("partx").arg("--update").arg(&device.path).run()?;
         Ok(device)
+    }
+
+    fn unattached(backing: &Path, keeps: bool) -> Self {
+        Self { path: PathBuf::new(), backing: backing.into(), keeps, holder: None }
     }
 
     fn attach(mut self, options: &[&str]) -> Result<Self, LabError> {
@@ -80,8 +95,10 @@ impl LoopDevice {
 impl Drop for LoopDevice {
     fn drop(&mut self) {
         self.holder = None;
-        // Gone already if the whole folder is.
-        let _ = fs::remove_file(&self.backing);
+        if !self.keeps {
+            // Gone already if the whole folder is.
+            let _ = fs::remove_file(&self.backing);
+        }
     }
 }
 

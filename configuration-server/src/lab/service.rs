@@ -70,10 +70,23 @@ impl Service {
         &self.program
     }
 
-    /// Its configuration file: a test may change it and [`Self::restart`].
+    /// Its configuration file.
     #[must_use]
     pub fn config(&self) -> &Path {
         &self.config
+    }
+
+    /// Changes its configuration; it takes effect at its next start.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written.
+    pub fn configure(&self, change: impl FnOnce(&mut toml::Table)) -> Result<(), LabError> {
+        let text = fs::read_to_string(&self.config).map_err(LabError::io("read", &self.config))?;
+        let wrong = |error: String| LabError::unexpected(&self.name, format!("its configuration: {error}"));
+        let mut table = toml::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+        change(&mut table);
+        let text = toml::to_string(&table).map_err(|error| wrong(error.to_string()))?;
+        fs::write(&self.config, text).map_err(LabError::io("write", &self.config))
     }
 
     /// Starts it, and waits until it answers. Nothing if it runs.

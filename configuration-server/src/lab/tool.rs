@@ -1,4 +1,5 @@
 //! External programs: found also where only root's PATH looks, stopped on a signal, and heard out when they fail.
+//! They are run to their end, or started to run beside us.
 
 use std::{
     env,
@@ -6,12 +7,13 @@ use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::Duration,
 };
 
 use engine::service::shutdown::Shutdown;
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use super::{error::LabError, process::tie, wait::check};
 
@@ -19,7 +21,7 @@ use super::{error::LabError, process::tie, wait::check};
 const SYSTEM_DIRS: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
 
 /// Which package a program is in, by the name that most distributions give it.
-const PACKAGES: [(&str, &str); 15] = [
+const PACKAGES: [(&str, &str); 19] = [
     ("mke2fs", "e2fsprogs"),
     ("e2fsck", "e2fsprogs"),
     ("debugfs", "e2fsprogs"),
@@ -33,6 +35,10 @@ const PACKAGES: [(&str, &str); 15] = [
     ("qemu-nbd", "qemu-utils"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("nbdcopy", "libnbd-bin"),
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("unshare", "util-linux"),
     ("debootstrap", "debootstrap"),
     ("extlinux", "extlinux"),
 ];
@@ -66,7 +72,9 @@ fn not_found(programs: &[&str]) -> LabError {
     LabError::MissingTool { program: programs.join(", "), package: packages.join(", ") }
 }
 
-fn package_of(program: &str) -> &str {
+/// The package that a program is in, by the name that most distributions give it.
+#[must_use]
+pub fn package_of(program: &str) -> &str {
     PACKAGES.iter().find(|(name, _)| *name == program).map_or(program, |(_, package)| package)
 }
 
@@ -77,6 +85,8 @@ pub struct Tool {
     command: Command,
     accepted: &'static [i32],
     stop: Option<Shutdown>,
+    stdin: Stdio,
+    stdout: Option<Stdio>,
 }
 
 /// A program that ran.
@@ -95,7 +105,14 @@ impl Tool {
     pub fn new(program: &str) -> Self {
         let mut command = Command::new(find(program).unwrap_or_else(|| program.into()));
         command.env("LC_ALL", "C");
-        Self { program: program.into(), command, accepted: &[0], stop: None }
+        Self {
+            program: program.into(),
+            command,
+            accepted: &[0],
+            stop: None,
+            stdin: Stdio::null(),
+            stdout: None,
+        }
     }
 
     /// One more argument.
@@ -122,53 +139,113 @@ impl Tool {
         self
     }
 
+    /// What it reads, instead of nothing.
+    pub fn stdin(mut self, from: impl Into<Stdio>) -> Self {
+        self.stdin = from.into();
+        self
+    }
+
+    /// Where what it prints to stdout goes, instead of to us.
+    pub fn stdout(mut self, to: impl Into<Stdio>) -> Self {
+        self.stdout = Some(to.into());
+        self
+    }
+
     /// Runs it.
     ///
     /// # Errors
     /// [`LabError::MissingTool`], [`LabError::Tool`] with what it printed, [`LabError::Interrupted`].
     pub fn run(mut self) -> Result<Done, LabError> {
+        let stop = self.stop.take();
+        self.start()?.wait(stop.as_ref())
+    }
+
+    /// Starts it to run beside us. It ends with what is returned, and at the latest with the thread that called this.
+    ///
+    /// # Errors
+    /// [`LabError::MissingTool`], and what the system refuses.
+    pub fn start(mut self) -> Result<Running, LabError> {
         let output = || tempfile::tempfile().map_err(LabError::io("create", env::temp_dir()));
-        let (mut stdout, mut stderr) = (output()?, output()?);
+        let (stdout, stderr) = (output()?, output()?);
         let writer = |file: &File| file.try_clone().map(Stdio::from);
         let failed = |source| LabError::Io { doing: "run", path: self.program.clone().into(), source };
-        self.command.stdin(Stdio::null());
-        self.command.stdout(writer(&stdout).map_err(failed)?).stderr(writer(&stderr).map_err(failed)?);
+        let to = self.stdout.map_or_else(|| writer(&stdout), Ok).map_err(failed)?;
+        self.command.stdin(self.stdin).stdout(to).stderr(writer(&stderr).map_err(failed)?);
         let child = match tie(&mut self.command).spawn() {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(not_found(&[self.program.as_str()]));
             }
             spawned => spawned.map_err(failed)?,
         };
-        let status = wait(child, self.stop.as_ref(), failed)?;
-        let (stdout, stderr) = (text(&mut stdout), text(&mut stderr));
+        let command = display(&self.program, &self.command);
+        Ok(Running { command, child, accepted: self.accepted, stdout, stderr })
+    }
+}
+
+/// A program that runs beside us. Dropping it kills it.
+pub struct Running {
+    command: String,
+    child: Child,
+    accepted: &'static [i32],
+    stdout: File,
+    stderr: File,
+}
+
+impl Running {
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has ended. What `/proc` tells of it can be read all the same, until [`Self::wait`].
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn has_ended(&self) -> Result<bool, LabError> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let ended = waitid(WaitId::Pid(Pid::from_child(&self.child)), options);
+        ended.map(|ended| ended.is_some()).map_err(|error| self.failed(error.into()))
+    }
+
+    /// Waits for its end, until `stop` says otherwise.
+    ///
+    /// # Errors
+    /// [`LabError::Tool`] with what it printed, [`LabError::Interrupted`].
+    pub fn wait(mut self, stop: Option<&Shutdown>) -> Result<Done, LabError> {
+        let status = self.status(stop)?;
+        let (stdout, stderr) = (text(&mut self.stdout), text(&mut self.stderr));
         match status.code() {
             Some(code) if self.accepted.contains(&code) => Ok(Done { code, stdout, stderr }),
             _ => Err(LabError::Tool {
-                command: display(&self.program, &self.command),
+                command: self.command.clone(),
                 status: status.to_string(),
                 output: tail(&format!("{stdout}{stderr}")),
             }),
         }
     }
+
+    fn status(&mut self, stop: Option<&Shutdown>) -> Result<ExitStatus, LabError> {
+        let Some(stop) = stop else { return self.child.wait().map_err(|error| self.failed(error)) };
+        loop {
+            if let Some(status) = self.child.try_wait().map_err(|error| self.failed(error))? {
+                return Ok(status);
+            }
+            check(stop)?;
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    fn failed(&self, source: std::io::Error) -> LabError {
+        LabError::Io { doing: "wait for", path: self.command.clone().into(), source }
+    }
 }
 
-fn wait(
-    mut child: Child,
-    stop: Option<&Shutdown>,
-    failed: impl Fn(std::io::Error) -> LabError,
-) -> Result<std::process::ExitStatus, LabError> {
-    let Some(stop) = stop else { return child.wait().map_err(failed) };
-    loop {
-        if let Some(status) = child.try_wait().map_err(&failed)? {
-            return Ok(status);
-        }
-        if let Err(interrupted) = check(stop) {
-            // It may have ended just now.
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(interrupted);
-        }
-        thread::sleep(LOOK_EVERY);
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended, and been waited for: then there is nothing to do.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -196,6 +273,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::lab::wait::soon;
 
     #[test]
     fn a_failure_tells_command_status_and_output() {
@@ -214,6 +292,23 @@ mod tests {
         assert!(error.contains("no-such-tool"), "{error}");
         assert!(not_found(&["mke2fs", "e2fsck"]).to_string().ends_with("the package e2fsprogs"));
         assert!(matches!(Tool::new("no-such-tool").run(), Err(LabError::MissingTool { .. })));
+    }
+
+    #[test]
+    fn what_runs_beside_us_is_read_after_its_end_and_killed_when_dropped() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let writing = Tool::new("sh").args(["-c", "echo piped"]).stdout(writer).start().unwrap();
+        let reading = Tool::new("cat").stdin(reader).start().unwrap();
+        let stat = format!("/proc/{}/stat", reading.pid());
+        soon("both end", || writing.has_ended().unwrap() && reading.has_ended().unwrap());
+        assert!(std::fs::read_to_string(&stat).unwrap().contains(" Z "), "its figures are still there");
+        assert_eq!(reading.wait(None).unwrap().stdout, "piped\n");
+
+        let sleeping = Tool::new("sleep").arg("600").start().unwrap();
+        let process = PathBuf::from(format!("/proc/{}", sleeping.pid()));
+        assert!(process.exists() && !sleeping.has_ended().unwrap());
+        drop(sleeping);
+        assert!(!process.exists());
     }
 
     #[test]
