@@ -22,7 +22,7 @@ use clap::{Parser, Subcommand};
 use engine::service::{
     exit::{self, Code, WithCode},
     logging,
-    quantity::Size,
+    quantity::{Rate, Size},
     shutdown::Shutdown,
 };
 use homeward::lab;
@@ -38,7 +38,8 @@ Examples (as root, in release mode, on an otherwise idle machine):
   homeward-bench restore --images 1GiB --rounds 0 --kills 50
   homeward-bench compare full-1g              against nbdcopy, qemu-img and zstd pipes: about 20 minutes
   homeward-bench compare full-200m --size 1GiB --rounds 1 --json
-  homeward-bench compare latency-50ms
+  homeward-bench compare churn --minutes 2
+  homeward-bench tune --rate 200Mbit/s        which settings to choose for such a link
   cargo bench -p homeward-bench               the hot stages, without root
 
 Exit codes: 0 measured, 1 failed, 2 wrong arguments, 5 refused (not root, or a tool is missing), 6 a copy is not equal
@@ -52,11 +53,11 @@ struct Cli {
     #[arg(long, global = true)]
     json: bool,
 
-    /// Where scratch disks are made: /tmp, or for `compare`, which keeps them, /var/tmp/homeward-bench.
+    /// Where scratch disks are made: /tmp, or for `compare` and `tune`, which keep them, /var/tmp/homeward-bench.
     #[arg(long, global = true)]
     dir: Option<PathBuf>,
 
-    /// Size of a scratch disk; but see `compare --size`.
+    /// Size of a scratch disk; but of `compare` and `tune` see --size.
     #[arg(long, global = true, default_value = "2GiB")]
     disk: Size,
 
@@ -132,6 +133,18 @@ enum Command {
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
         minutes: u32,
     },
+    /// Tries the agent's settings over a link like yours, and says which to choose.
+    Tune {
+        /// Size of the disk, three quarters of it system files.
+        #[arg(long, default_value = "2GiB")]
+        size: Size,
+        /// The link's rate, as "1Gbit/s"; without it there is no limit.
+        #[arg(long)]
+        rate: Option<Rate>,
+        /// Runs with each setting.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
+    },
     /// Started by `barrier`: thaws file systems should it fail to.
     #[command(hide = true, name = WATCHDOG_COMMAND)]
     FreezeWatchdog,
@@ -200,6 +213,9 @@ fn run(cli: &Cli, stop: &Shutdown) -> anyhow::Result<()> {
             let report = compare::run(&dir(compare::DIR), &plan, stop)?;
             print(cli.json, &report)?;
             report.check()
+        }
+        Command::Tune { size, rate, rounds } => {
+            print(cli.json, &compare::tune::run(&dir(compare::DIR), size.0, *rate, *rounds, stop)?)
         }
         Command::FreezeWatchdog => Ok(()),
     }

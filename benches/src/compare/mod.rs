@@ -19,6 +19,7 @@ mod peers;
 mod relay;
 mod report;
 mod tracked;
+pub mod tune;
 mod work;
 
 use std::{collections::BTreeMap, fmt, path::Path, time::Duration};
@@ -234,5 +235,35 @@ impl fmt::Display for Report {
             writeln!(f, "  {}: {value:.3}", name.replace('_', " "))?;
         }
         self.notes.iter().try_for_each(|note| writeln!(f, "  note: {note}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use homeward::lab;
+
+    use super::*;
+
+    /// All of a comparison, with a disk so small that the figures mean nothing.
+    #[test]
+    fn every_tool_makes_an_equal_copy() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: loop devices and network namespaces need root");
+            return;
+        }
+        lab::isolate().unwrap();
+        let (dir, stop) = (tempfile::tempdir().unwrap(), Shutdown::manual());
+        let plan = Plan { scenario: Scenario::FullUnlimited, bytes: 64 << 20, rounds: 1, minutes: 1 };
+        let report = run(dir.path(), &plan, &stop).unwrap();
+        report.check().unwrap();
+        let Comparison { runs, .. } = &report.comparison;
+        let tools: Vec<&str> = runs.iter().map(|run| run.tool.as_str()).collect();
+        assert_eq!(tools, [report::OURS, "nbdcopy", "qemu-img", "zstd -1 pipe", "zstd -3 pipe"]);
+        for run in runs {
+            let sensible = run.seconds > 0.0 && run.cpu_seconds > 0.0 && run.peak_rss_bytes > 1 << 20;
+            assert!(sensible && run.wire_bytes > 4 << 20, "{run:?}");
+        }
+        // What is not compressed is at least as long as the files.
+        assert!(runs[1].wire_bytes > report.disk.file_bytes * 9 / 10, "{:?}", runs[1]);
     }
 }
