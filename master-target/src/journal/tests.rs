@@ -78,6 +78,30 @@ fn an_undo_log_of_another_version_is_left_alone() {
     assert_eq!(written(&storage, &path), before);
 }
 
+/// Found by fuzzing: whole images, checksums and all, of blocks that the disks do not have.
+#[test]
+fn images_of_no_blocks_of_the_disks_are_damage() {
+    let dir = Path::new("");
+    for (disk, start) in [(2, 0), (21, 5), (0, (1 << 18) - 1), (1, 1 << 18), (1, 1 << 30)] {
+        let storage: Arc<dyn Storage> = Arc::new(SimStorage::new());
+        let disks = ["sda", "sdb"].map(|name| DiskInfo { name: name.into(), bytes: 1 << 30, used_bytes: 0 });
+        let stream = StreamInfo { id: STREAM, vm: "web-01".into(), disks: disks.into() };
+        let device = |path: &str| TargetDisk::Device { path: path.into() };
+        let targets = vec![device("/dev/sdb"), device("/dev/sdc")];
+        let mut catalogue = Catalogue::create_with(&storage, dir, "web-01", &stream, targets, None).unwrap();
+        catalogue.append(sealed(1)).unwrap();
+        let mut log = Log::create(&storage, dir, STREAM, LogId::first(2)).unwrap();
+        let logs = Logs::new(Arc::clone(&storage), dir, STREAM);
+        let view = || View::at(&logs, catalogue.state(), 1).map(|view| view.runs());
+        log.push_image(DiskIndex(1), Extent::new((1 << 18) - 2, 2), &[1; 8192]);
+        log.sync().unwrap();
+        assert!(matches!(view(), Ok(1)));
+        log.push_image(DiskIndex(disk), Extent::new(start, 2), &[2; 8192]);
+        log.sync().unwrap();
+        assert!(matches!(view(), Err(JournalError::Damaged { .. })), "{disk} {start}");
+    }
+}
+
 fn sealed(layer: u64) -> Record {
     let point = Point {
         id: PointId(uuid::Uuid::from_u128(u128::from(layer))),

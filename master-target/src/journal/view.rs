@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use engine::units::{Block, DiskIndex};
+use engine::units::{Block, DiskIndex, blocks_in};
 
-use super::{Cursor, Gatherer, JournalError, Key, Lease, Logs, Piece, Sorted, State};
+use super::{Cursor, Gatherer, JournalError, Key, Lease, Logs, Piece, Sorted, State, entry::Malformed};
 
 /// Where the changed blocks of each disk were at a point. While it lives, the logs stay that it needs.
 pub struct View {
@@ -42,7 +42,29 @@ impl View {
                 logs.gather_log(id, bytes, &mut gatherer)?;
             }
         }
-        Ok(Self { logs: Arc::clone(logs), sorted: gatherer.finish()?, _lease: lease })
+        let view = Self { logs: Arc::clone(logs), sorted: gatherer.finish()?, _lease: lease };
+        view.check_places(state)?;
+        Ok(view)
+    }
+
+    /// Checksums do not keep what never was right: no image may be of blocks that the VM's disks do not have.
+    fn check_places(&self, state: &State) -> Result<(), JournalError> {
+        let damaged = |piece: &Piece, what| {
+            let path = piece.log.path(&self.logs.dir);
+            Err(JournalError::Damaged { path, at: piece.image.at, what: Malformed::Nonsense(what) })
+        };
+        for (disk, info) in (0..).zip(&state.stream.disks) {
+            match self.sorted.from((disk, blocks_in(info.bytes)))?.next()? {
+                Some(piece) if piece.disk().0 == disk => {
+                    return damaged(&piece, "an image of blocks beyond the end of its disk");
+                }
+                _ => {}
+            }
+        }
+        match self.sorted.from((state.stream.disks.len() as u16, 0))?.next()? {
+            Some(piece) => damaged(&piece, "an image of a disk that the VM does not have"),
+            None => Ok(()),
+        }
     }
 
     /// Runs that differ from the newest state, or may, in order of place.
