@@ -132,6 +132,9 @@ enum Command {
         /// Length of `churn`.
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
         minutes: u32,
+        /// Homeward alone.
+        #[arg(long)]
+        no_peers: bool,
     },
     /// Tries the agent's settings over a link like yours, and says which to choose.
     Tune {
@@ -207,9 +210,14 @@ fn run(cli: &Cli, stop: &Shutdown) -> anyhow::Result<()> {
         Command::Restore { images, rounds, kills } => {
             print(cli.json, &restore::run(&scratch, images.0, *rounds, *kills, stop)?)
         }
-        Command::Compare { scenario, size, rounds, minutes } => {
-            let plan =
-                compare::Plan { scenario: *scenario, bytes: size.0, rounds: *rounds, minutes: *minutes };
+        Command::Compare { scenario, size, rounds, minutes, no_peers } => {
+            let plan = compare::Plan {
+                scenario: *scenario,
+                bytes: size.0,
+                rounds: *rounds,
+                minutes: *minutes,
+                peers: !no_peers,
+            };
             let report = compare::run(&dir(compare::DIR), &plan, stop)?;
             print(cli.json, &report)?;
             report.check()

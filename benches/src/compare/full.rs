@@ -19,14 +19,15 @@ const PEERS: [Peer; 4] = [Peer::Nbdcopy, Peer::QemuImg, Peer::Zstd(1), Peer::Zst
 
 /// Everything in turns.
 pub(super) fn copies(place: &Place) -> anyhow::Result<Vec<Run>> {
-    let programs: Vec<&str> = PEERS.iter().flat_map(|peer| peer.programs()).copied().collect();
+    let peers = if place.peers { &PEERS[..] } else { &[] };
+    let programs: Vec<&str> = peers.iter().flat_map(|peer| peer.programs()).copied().collect();
     install::ensure(&programs)?;
     let device = LoopDevice::over(&place.ground.image)?;
     let mut runs = Vec::new();
     for round in 1..=place.rounds {
         runs.push(place.told(ours(place, &device, None, OURS, round)?));
-        for tool in PEERS {
-            runs.push(place.told(peer(place, tool, &device, round)?));
+        for tool in peers {
+            runs.push(place.told(peer(place, *tool, &device, round)?));
         }
     }
     Ok(runs)

@@ -86,6 +86,8 @@ pub struct Plan {
     pub rounds: u32,
     /// Length of `churn`.
     pub minutes: u32,
+    /// Whether other tools are tried, too.
+    pub peers: bool,
 }
 
 /// What was found.
@@ -120,6 +122,8 @@ struct Place<'a> {
     rate: Option<u64>,
     /// Runs of each tool.
     rounds: u32,
+    /// Whether other tools are tried, too.
+    peers: bool,
     stop: &'a Shutdown,
 }
 
@@ -134,7 +138,8 @@ pub fn run(dir: &Path, plan: &Plan, stop: &Shutdown) -> anyhow::Result<Report> {
         notes.push(format!("{repeated} of the files are on the disk twice, which flatters deduplication"));
     }
     let (rate, round_trip) = plan.scenario.link();
-    let place = Place { work: &work, ground: &ground, tracker, rate, rounds: plan.rounds, stop };
+    let place =
+        Place { work: &work, ground: &ground, tracker, rate, rounds: plan.rounds, peers: plan.peers, stop };
     notes.push("the link is the hop from the agent to the process server; only Homeward encrypts".into());
     let (runs, figures) = match plan.scenario {
         Scenario::Full1g | Scenario::Full200m | Scenario::FullUnlimited => {
@@ -253,7 +258,8 @@ mod tests {
         }
         lab::isolate().unwrap();
         let (dir, stop) = (tempfile::tempdir().unwrap(), Shutdown::manual());
-        let plan = Plan { scenario: Scenario::FullUnlimited, bytes: 64 << 20, rounds: 1, minutes: 1 };
+        let plan =
+            Plan { scenario: Scenario::FullUnlimited, bytes: 64 << 20, rounds: 1, minutes: 1, peers: true };
         let report = run(dir.path(), &plan, &stop).unwrap();
         report.check().unwrap();
         let Comparison { runs, .. } = &report.comparison;

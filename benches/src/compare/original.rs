@@ -20,10 +20,12 @@ use super::{
 
 /// All rounds of both.
 pub(super) fn run(place: &Place, notes: &mut Vec<String>) -> anyhow::Result<(Vec<Run>, Figures)> {
-    install::ensure(Peer::Rsync.programs())?;
+    if place.peers {
+        install::ensure(Peer::Rsync.programs())?;
+    }
     let changed = place.ground.changed(place.work, place.stop)?;
     let mut runs = ours(place, &changed)?;
-    for round in 1..=place.rounds {
+    for round in (1..=place.rounds).filter(|_| place.peers) {
         runs.push(place.told(rsync(place, &changed, round)?));
     }
     notes.push(

@@ -69,7 +69,7 @@ pub fn run(
     let ground = Ground::get(&work, bytes.next_multiple_of(1 << 20), stop)?;
     let tracker = tracker(&ground, &mut Vec::new())?;
     let bits = rate.map(|Rate(bytes)| bytes * 8);
-    let place = Place { work: &work, ground: &ground, tracker, rate: bits, rounds, stop };
+    let place = Place { work: &work, ground: &ground, tracker, rate: bits, rounds, peers: false, stop };
     let device = LoopDevice::over(&ground.image)?;
 
     let cpus = thread::available_parallelism().map_or(1, usize::from);
