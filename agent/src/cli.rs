@@ -89,9 +89,10 @@ fn describe(status: &AgentStatus) -> String {
     ));
     let tracker = serde_json::to_value(node.tracker).unwrap_or_default();
     line(format!(
-        "tracker {}, a point every {}",
+        "tracker {}, a point every {}, compression level {}",
         tracker.as_str().unwrap_or("?"),
-        seconds(status.point_interval_s)
+        seconds(status.point_interval_s),
+        node.compression_level
     ));
     for disk in &status.disks {
         line(format!("{}  {}  {}  tracking {}", disk.name, disk.device, Size(disk.bytes), disk.continuity));

@@ -17,6 +17,8 @@ use engine::{
 };
 use serde::Deserialize;
 
+use crate::capture::level::Compression;
+
 /// Points closer together than this cost more than they are worth.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -41,9 +43,9 @@ pub struct Config {
     /// Bytes per second read from the disks, at most, while the master target verifies them.
     #[serde(default = "default_verify_rate")]
     pub verify_rate: Size,
-    /// zstd level, 0 to 19; 0 does not compress.
-    #[serde(default = "default_level")]
-    pub compression: i32,
+    /// How hard frames are compressed.
+    #[serde(default = "default_compression")]
+    pub compression: Compression,
     /// Application-consistent points; without this section there are none.
     pub application: Option<Application>,
     /// Threads that compress; by default one for each CPU, at most two.
@@ -118,8 +120,8 @@ const fn default_verify_rate() -> Size {
     Size(64 << 20)
 }
 
-const fn default_level() -> i32 {
-    1
+const fn default_compression() -> Compression {
+    Compression::Adaptive
 }
 
 impl Config {
@@ -169,9 +171,6 @@ impl Config {
         }
         if config.verify_rate.0 == 0 {
             return wrong("verify_rate must be more than 0".into());
-        }
-        if !(0..=19).contains(&config.compression) {
-            return wrong("compression must be a zstd level from 0 (none) to 19".into());
         }
         if config.threads == Some(0) || config.threads.is_some_and(|threads| threads > 64) {
             return wrong("threads must be 1 to 64".into());
@@ -243,7 +242,8 @@ mod tests {
             ("name = \"sdb\"", "name = \"sda\"", "two disks"),
             ("name = \"sdb\"", "name = \"../sdb\"", "\"../sdb\" is no name"),
             ("point_interval = \"60s\"", "point_interval = \"10ms\"", "at least 1s"),
-            ("compression = 1", "compression = 20", "zstd level"),
+            ("compression = \"adaptive\"", "compression = 20", "zstd level"),
+            ("compression = \"adaptive\"", "compression = \"much\"", "\"adaptive\" or a zstd level"),
             ("interval = \"15min\"", "interval = \"1ms\"", "application.interval must be at least 1s"),
             ("path = \"/etc/homeward/hooks/postgresql\"", "path = \"hook\"", "whole path"),
             ("timeout = \"30s\"", "timeout = \"2h\"", "at most 1h"),

@@ -21,6 +21,7 @@ pub struct Metrics {
     compare_bytes: Gauge,
     point_age: Gauge<f64, AtomicU64>,
     connected: Gauge,
+    compression_level: Gauge,
     wire_bytes: Counter,
     logical_bytes: Counter,
     equal_bytes: Counter,
@@ -54,6 +55,11 @@ impl Metrics {
             m.point_age.clone(),
         );
         registry.register("connected", "Whether frames can be sent", m.connected.clone());
+        registry.register(
+            "compression_level",
+            "zstd level of what is packed now",
+            m.compression_level.clone(),
+        );
         registry.register("wire_bytes", "Frame bytes made", m.wire_bytes.clone());
         registry.register("logical_bytes", "Disk bytes in them", m.logical_bytes.clone());
         registry.register("equal_bytes", "Dirty bytes that the target had already", m.equal_bytes.clone());
@@ -77,6 +83,7 @@ impl Metrics {
         self.dirty_bytes.set(status.dirty_bytes as i64);
         self.compare_bytes.set(status.resync.map_or(0, |resync| resync.left as i64));
         self.connected.set(status.connected_s.is_some().into());
+        self.compression_level.set(status.compression_level.into());
         let durable = status.points.iter().rev().find(|record| record.state == PointState::Durable);
         if let Some(record) = durable {
             self.point_age.set(Timestamp::now().duration_since(record.point.taken_at).as_secs_f64());

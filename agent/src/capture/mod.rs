@@ -15,6 +15,7 @@ mod fs_ioctl;
 pub mod heat;
 pub mod hooks;
 pub mod learned;
+pub mod level;
 pub mod mounts;
 pub mod pack;
 pub mod precopy;

@@ -12,7 +12,10 @@ use std::{
 use crossbeam_channel::Sender;
 use engine::frame::Packed;
 
-use super::contents::FrameContent;
+use super::{
+    contents::FrameContent,
+    level::{Chooser, Compression, Sealed},
+};
 
 /// Turns contents into bodies, first in, first out.
 pub trait Packer: Send {
@@ -21,6 +24,12 @@ pub trait Packer: Send {
 
     /// The body of the oldest one submitted; `None` if there is none. May block.
     fn collect(&mut self) -> Option<Packed>;
+
+    /// What is packed has to wait: the window is full.
+    fn held_up(&mut self);
+
+    /// The zstd level of what is submitted next.
+    fn level(&self) -> i32;
 }
 
 fn pack(content: &FrameContent, level: i32) -> Packed {
@@ -50,30 +59,45 @@ impl Packer for Inline {
     fn collect(&mut self) -> Option<Packed> {
         self.packed.pop_front()
     }
+
+    fn held_up(&mut self) {}
+
+    fn level(&self) -> i32 {
+        self.level
+    }
 }
 
 /// A few threads, which end when the pool is dropped.
 #[derive(Debug)]
 pub struct Pool {
-    jobs: Sender<(FrameContent, SyncSender<Packed>)>,
+    jobs: Sender<Job>,
+    threads: usize,
     results: VecDeque<Receiver<Packed>>,
+    chooser: Chooser,
+    /// The window was full since the last result was collected.
+    held_up: bool,
 }
 
+/// A content, its zstd level, and who waits for the body.
+type Job = (FrameContent, i32, SyncSender<Packed>);
+
 impl Pool {
-    /// `threads` threads that pack with zstd `level`.
+    /// `threads` threads that pack.
     ///
     /// # Errors
     /// If the system gives no thread.
-    pub fn start(threads: usize, level: i32) -> std::io::Result<Self> {
-        let (jobs, queue) = crossbeam_channel::unbounded::<(FrameContent, SyncSender<Packed>)>();
-        for number in 0..threads.max(1) {
+    pub fn start(threads: usize, compression: Compression) -> std::io::Result<Self> {
+        let (jobs, queue) = crossbeam_channel::unbounded::<Job>();
+        let threads = threads.max(1);
+        for number in 0..threads {
             let queue = queue.clone();
             thread::Builder::new().name(format!("pack-{number}")).spawn(move || {
                 // A result nobody waits for any more is no error: the pool was dropped.
-                queue.iter().for_each(|(content, result)| drop(result.send(pack(&content, level))));
+                queue.iter().for_each(|(content, level, result)| drop(result.send(pack(&content, level))));
             })?;
         }
-        Ok(Self { jobs, results: VecDeque::new() })
+        let chooser = Chooser::new(compression);
+        Ok(Self { jobs, threads, results: VecDeque::new(), chooser, held_up: false })
     }
 }
 
@@ -84,13 +108,34 @@ impl Packer for Pool {
     )]
     fn submit(&mut self, content: FrameContent) {
         let (result, receiver) = sync_channel(1);
-        self.jobs.send((content, result)).expect("a packing thread is there");
+        let job = (content, self.chooser.level(), result);
+        self.jobs.send(job).expect("a packing thread is there");
         self.results.push_back(receiver);
     }
 
     #[expect(clippy::expect_used, reason = "packing does not panic, so every job has a result")]
     fn collect(&mut self) -> Option<Packed> {
-        self.results.pop_front().map(|result| result.recv().expect("every job is packed"))
+        // With less to do than threads, what is late says nothing.
+        let is_busy = self.results.len() > self.threads;
+        let result = self.results.pop_front()?;
+        let ready = result.try_recv();
+        if is_busy {
+            self.chooser.note(match &ready {
+                Err(_) => Sealed::Late,
+                Ok(_) if self.held_up => Sealed::HeldUp,
+                Ok(_) => Sealed::InTime,
+            });
+        }
+        self.held_up = false;
+        Some(ready.unwrap_or_else(|_| result.recv().expect("every job is packed")))
+    }
+
+    fn held_up(&mut self) {
+        self.held_up = true;
+    }
+
+    fn level(&self) -> i32 {
+        self.chooser.level()
     }
 }
 
@@ -106,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_pool_gives_results_in_order() {
-        let mut pool = Pool::start(3, 1).unwrap();
+        let mut pool = Pool::start(3, Compression::Level(1)).unwrap();
         for number in 1..=40u64 {
             // Of very different cost, so that later ones are ready before earlier ones.
             let blocks = if number % 7 == 0 { 256 } else { 1 };

@@ -387,6 +387,7 @@ impl Node {
             connected_s: self.uplink.up_since().map(|since| now.duration_since(since).as_secs_f64()),
             connection_error: self.uplink.error.clone(),
             hold: self.uplink.hold.clone(),
+            compression_level: self.packer.level(),
             position: sender.map(|sender| -> Position { sender.last() }),
             durable: self.durable,
             lag_bytes: dirty_bytes + unconfirmed,

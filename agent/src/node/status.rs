@@ -25,6 +25,9 @@ pub struct NodeStatus {
     pub connection_error: Option<String>,
     /// Why the other side does not go on, as it says.
     pub hold: Option<String>,
+    /// zstd level of what is packed now.
+    #[serde(default)]
+    pub compression_level: i32,
     /// The last frame made; `None` before the first connection.
     pub position: Option<Position>,
     /// The last frame that is durable at the target.

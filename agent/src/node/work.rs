@@ -66,6 +66,7 @@ impl Node {
         }
         // While the window is full nothing is read either: what is read later is newer.
         if !sender.has_room() {
+            self.packer.held_up();
             return Step::Waits(Waiting::Window);
         }
         self.paused_until = None;

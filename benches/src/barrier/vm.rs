@@ -6,6 +6,7 @@ use std::{
 };
 
 use agent::{
+    capture::level::Compression,
     config::{Config, Disk, TrackerChoice},
     node::{Node, Output, RESYNC_FROM, Settings, Step, Waiting},
     setup,
@@ -173,7 +174,7 @@ fn config(device: &Path, state: &Path) -> Config {
         point_interval: Period(Duration::from_secs(3600)),
         application: None,
         verify_rate: Size(64 << 20),
-        compression: 1,
+        compression: Compression::Level(1),
         threads: None,
         admin: unused(),
         metrics: None,

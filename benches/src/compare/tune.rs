@@ -5,6 +5,10 @@
 
 use std::{fmt, path::Path, thread};
 
+use agent::capture::level::{
+    ADAPTIVE,
+    Compression::{self, Adaptive, Level},
+};
 use engine::service::{
     quantity::{Rate, Size},
     shutdown::Shutdown,
@@ -23,8 +27,8 @@ use super::{
 };
 use crate::figures::Spread;
 
-/// zstd levels that are tried; 0 does not compress.
-const LEVELS: [i32; 5] = [0, 1, 2, 3, 6];
+/// What `compression` is tried with; level 0 does not compress.
+const COMPRESSIONS: [Compression; 6] = [Adaptive, Level(0), Level(1), Level(2), Level(3), Level(6)];
 
 /// A copy that takes so much longer than the quickest is as good, if it takes less CPU time.
 const AS_GOOD: f64 = 1.03;
@@ -32,7 +36,7 @@ const AS_GOOD: f64 = 1.03;
 /// What is tried, as it stands in `agent.toml`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 struct Settings {
-    compression: i32,
+    compression: Compression,
     threads: usize,
 }
 
@@ -74,7 +78,7 @@ pub fn run(
 
     let cpus = thread::available_parallelism().map_or(1, usize::from);
     let mut tried = Vec::new();
-    for compression in LEVELS {
+    for compression in COMPRESSIONS {
         // As many as the agent takes by itself.
         tried.push(medians(&place, &device, Settings { compression, threads: cpus.min(2) })?);
     }
@@ -98,7 +102,7 @@ fn best(tried: &[Tried]) -> Settings {
     let good = tried.iter().filter(|tried| tried.seconds <= quickest * AS_GOOD);
     let best = good.min_by(|a, b| a.cpu_seconds.total_cmp(&b.cpu_seconds));
     // The quickest is as quick as itself.
-    best.map_or(Settings { compression: 1, threads: 1 }, |best| best.settings)
+    best.map_or(Settings { compression: Adaptive, threads: 1 }, |best| best.settings)
 }
 
 fn medians(place: &Place, device: &LoopDevice, settings: Settings) -> anyhow::Result<Tried> {
@@ -120,10 +124,14 @@ fn once(place: &Place, device: &LoopDevice, settings: Settings, round: u32) -> a
     let ours = Ours::start(place, setup, |_| {})?;
     let Settings { compression, threads } = settings;
     ours.lab.agent(VM)?.configure(|table| {
-        table.insert("compression".into(), compression.into());
+        let compression = match compression {
+            Adaptive => ADAPTIVE.into(),
+            Level(level) => i64::from(level).into(),
+        };
+        table.insert("compression".into(), compression);
         table.insert("threads".into(), (threads as i64).into());
     })?;
-    let name = format!("level {compression}, {threads} threads");
+    let name = format!("compression {compression}, {threads} threads");
     Ok(place.told(ours.run(&name, round, &place.ground.image)?))
 }
 
@@ -136,6 +144,7 @@ impl fmt::Display for Report {
         writeln!(f, "  compression  threads   seconds     wire MB     CPU s")?;
         for Tried { settings, seconds, wire_bytes, cpu_seconds, .. } in &self.tried {
             let Settings { compression, threads } = settings;
+            let compression = compression.to_string();
             let wire = *wire_bytes as f64 / 1e6;
             writeln!(
                 f,
@@ -156,12 +165,12 @@ mod tests {
     fn of_those_that_are_as_quick_the_cheapest_is_best() {
         let tried = [(1, 10.0, 30.0), (3, 10.2, 20.0), (6, 14.0, 1.0)];
         let tried = tried.map(|(compression, seconds, cpu_seconds)| Tried {
-            settings: Settings { compression, threads: 2 },
+            settings: Settings { compression: Level(compression), threads: 2 },
             seconds,
             wire_bytes: 1,
             cpu_seconds,
             verified: true,
         });
-        assert_eq!(best(&tried).compression, 3);
+        assert_eq!(best(&tried).compression, Level(3));
     }
 }

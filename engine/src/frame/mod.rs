@@ -7,6 +7,7 @@
 //! encoding. Frames know nothing of windows, acknowledgements or files.
 
 mod body;
+mod codec;
 mod compare;
 mod control;
 mod deframer;
@@ -139,8 +140,7 @@ impl Frame {
             Codec::Stored => Ok(body.to_vec()),
             Codec::Zstd => {
                 let decompress = |reason| FrameError::Decompress { frame: self.header.seq, reason };
-                let content =
-                    zstd::bulk::decompress(body, expected).map_err(|e| decompress(e.to_string()))?;
+                let content = codec::decompress(body, expected).map_err(|e| decompress(e.to_string()))?;
                 if content.len() != expected {
                     return Err(decompress(format!("{} bytes instead of {expected}", content.len())));
                 }

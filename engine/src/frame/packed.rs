@@ -2,14 +2,11 @@
 
 use bytes::Bytes;
 
-use super::{Codec, Frame, Header, Kind, LeafDigests, Position, layout::HEADER};
+use super::{Codec, Frame, Header, Kind, LeafDigests, Position, codec, layout::HEADER};
 use crate::{
     point::Point,
     units::{Digest, DiskIndex, Epoch, Seq, StreamId},
 };
-
-/// Compression gains under this share of the content (1/16) are not worth decompressing for.
-const WORTHWHILE: usize = 16;
 
 /// A body that only needs its place in the stream.
 #[derive(Debug)]
@@ -44,13 +41,10 @@ impl Packed {
     }
 
     pub(super) fn new(kind: Kind, disk: DiskIndex, extents: u32, content: &[u8], level: i32) -> Self {
-        let mut bytes = vec![0; HEADER];
-        let codec = if level != 0 && compress_into(&mut bytes, content, level) {
-            Codec::Zstd
-        } else {
-            bytes.truncate(HEADER);
-            bytes.extend_from_slice(content);
-            Codec::Stored
+        let compressed = if level == 0 { None } else { codec::compress(HEADER, content, level) };
+        let (codec, bytes) = match compressed {
+            Some(bytes) => (Codec::Zstd, bytes),
+            None => (Codec::Stored, [&[0; HEADER][..], content].concat()),
         };
         let content_digest = Digest::of(content);
         Self { kind, codec, disk, extents, content_len: content.len() as u32, content_digest, bytes }
@@ -92,20 +86,6 @@ impl Packed {
         header.chain = chain(&header, self.content_digest);
         self.bytes[..HEADER].copy_from_slice(&header.encode());
         Frame { header, bytes: Bytes::from(self.bytes) }
-    }
-}
-
-/// Appends compressed `content`; false if that is not worth it, with `bytes` left as it may.
-fn compress_into(bytes: &mut Vec<u8>, content: &[u8], level: i32) -> bool {
-    let budget = content.len() - content.len().div_ceil(WORTHWHILE).min(content.len());
-    bytes.resize(HEADER + budget, 0);
-    match zstd::bulk::compress_to_buffer(content, &mut bytes[HEADER..], level) {
-        Ok(len) => {
-            bytes.truncate(HEADER + len);
-            true
-        }
-        // The only failure is a result larger than the budget: incompressible.
-        Err(_) => false,
     }
 }
 

@@ -1,0 +1,215 @@
+//! How hard frames are compressed: as hard as does not hold the copy up.
+//!
+//! Where frames wait shows what is slowest. While packing is, lighter levels copy faster; while the link or the target is,
+//! packers have time to spare, and heavier levels send less. Counted over [`WINDOW`] frames, and one level at a time.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// zstd levels, from the lightest to the heaviest. What is lighter than these saves hardly any time, what is heavier
+/// hardly any bytes (docs/performance.md).
+const LEVELS: [i32; 6] = [-1, 1, 2, 3, 6, 9];
+
+/// Where [`Compression::Adaptive`] begins.
+const FIRST: usize = 1;
+
+/// Frames after which it is decided anew.
+const WINDOW: u32 = 32;
+
+/// Packing is too slow if so many of [`WINDOW`] frames were not ready when they could have gone.
+const LATE: u32 = WINDOW / 3;
+
+/// There is time for more if so many frames had to wait, and of no more than these packing was late.
+const HELD_UP: u32 = WINDOW / 8;
+const NEVER_LATE: u32 = WINDOW / 16;
+
+/// A level that was too heavy is tried again after this many windows at most.
+const PATIENCE: u32 = 64;
+
+/// How the configuration writes [`Compression::Adaptive`].
+pub const ADAPTIVE: &str = "adaptive";
+
+/// `compression` in the configuration: `"adaptive"` or a zstd level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// What suits the link and the CPUs at each time.
+    Adaptive,
+    /// Always this zstd level; 0 does not compress.
+    Level(i32),
+}
+
+impl fmt::Display for Compression {
+    /// As it stands in the configuration.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Adaptive => write!(f, "\"{ADAPTIVE}\""),
+            Self::Level(level) => write!(f, "{level}"),
+        }
+    }
+}
+
+impl Serialize for Compression {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Adaptive => serializer.serialize_str(ADAPTIVE),
+            Self::Level(level) => serializer.serialize_i32(*level),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Compression {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Compression;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"adaptive\" or a zstd level from 0 (none) to 19")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Compression, E> {
+                if text == ADAPTIVE {
+                    Ok(Compression::Adaptive)
+                } else {
+                    Err(E::invalid_value(de::Unexpected::Str(text), &self))
+                }
+            }
+
+            fn visit_i64<E: de::Error>(self, level: i64) -> Result<Compression, E> {
+                match i32::try_from(level) {
+                    Ok(level @ 0..=19) => Ok(Compression::Level(level)),
+                    _ => Err(E::invalid_value(de::Unexpected::Signed(level), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// What became of one frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sealed {
+    /// It could have gone before it was packed.
+    Late,
+    /// It could not go before others had arrived.
+    HeldUp,
+    /// Neither: there was nothing to read before, or all is in balance.
+    InTime,
+}
+
+/// Chooses the level of the frames that come next.
+#[derive(Debug)]
+pub struct Chooser {
+    /// `None` if there is nothing to choose.
+    adaptive: Option<Adaptive>,
+    fixed: i32,
+}
+
+#[derive(Debug)]
+struct Adaptive {
+    /// Into [`LEVELS`].
+    at: usize,
+    frames: u32,
+    late: u32,
+    held_up: u32,
+    /// Windows until a heavier level is tried again, and after the next time that it is too heavy.
+    rest: u32,
+    patience: u32,
+}
+
+impl Chooser {
+    /// One that does what the configuration says.
+    #[must_use]
+    pub fn new(compression: Compression) -> Self {
+        let first = Adaptive { at: FIRST, frames: 0, late: 0, held_up: 0, rest: 0, patience: 1 };
+        match compression {
+            Compression::Adaptive => Self { adaptive: Some(first), fixed: 0 },
+            Compression::Level(fixed) => Self { adaptive: None, fixed },
+        }
+    }
+
+    /// The level of the next frame.
+    #[must_use]
+    pub fn level(&self) -> i32 {
+        self.adaptive.as_ref().map_or(self.fixed, |adaptive| LEVELS[adaptive.at])
+    }
+
+    /// Learns from a frame that was sealed.
+    pub fn note(&mut self, sealed: Sealed) {
+        if let Some(adaptive) = &mut self.adaptive {
+            adaptive.note(sealed);
+        }
+    }
+}
+
+impl Adaptive {
+    fn note(&mut self, sealed: Sealed) {
+        self.frames += 1;
+        self.late += u32::from(sealed == Sealed::Late);
+        self.held_up += u32::from(sealed == Sealed::HeldUp);
+        if self.frames < WINDOW {
+            return;
+        }
+        if self.late >= LATE && self.late > self.held_up {
+            self.at = self.at.saturating_sub(1);
+            self.rest = self.patience;
+            self.patience = (2 * self.patience).min(PATIENCE);
+        } else if self.held_up >= HELD_UP && self.late <= NEVER_LATE {
+            if self.rest == 0 {
+                self.at = (self.at + 1).min(LEVELS.len() - 1);
+            }
+            self.rest = self.rest.saturating_sub(1);
+        }
+        (self.frames, self.late, self.held_up) = (0, 0, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A world in which packing at `LEVELS[..=fits]` is quick enough.
+    fn run(chooser: &mut Chooser, fits: usize, windows: u32) -> Vec<i32> {
+        let step = |_| {
+            let level = chooser.level();
+            let late = LEVELS.iter().position(|l| *l == level).unwrap() > fits;
+            (0..WINDOW).for_each(|_| chooser.note(if late { Sealed::Late } else { Sealed::HeldUp }));
+            level
+        };
+        (0..windows).map(step).collect()
+    }
+
+    #[test]
+    fn it_finds_the_heaviest_level_that_fits_and_seldom_tries_more() {
+        for fits in 0..LEVELS.len() {
+            let mut chooser = Chooser::new(Compression::Adaptive);
+            let levels = run(&mut chooser, fits, 300);
+            let right = levels[10..].iter().filter(|level| **level == LEVELS[fits]).count();
+            assert!(right > 270, "{fits}: {levels:?}");
+        }
+    }
+
+    #[test]
+    fn it_follows_a_link_that_becomes_faster_or_slower() {
+        let mut chooser = Chooser::new(Compression::Adaptive);
+        run(&mut chooser, 5, 20);
+        assert_eq!(chooser.level(), 9);
+        run(&mut chooser, 0, 10);
+        assert_eq!(chooser.level(), -1);
+        run(&mut chooser, 3, 2 * PATIENCE);
+        assert_eq!(chooser.level(), 3);
+    }
+
+    #[test]
+    fn balance_and_a_slow_disk_change_nothing() {
+        let mut chooser = Chooser::new(Compression::Adaptive);
+        for sealed in [[Sealed::InTime; 4], [Sealed::Late, Sealed::HeldUp, Sealed::HeldUp, Sealed::InTime]] {
+            (0..100 * WINDOW).for_each(|i| chooser.note(sealed[i as usize % 4]));
+            assert_eq!(chooser.level(), 1);
+        }
+        let mut fixed = Chooser::new(Compression::Level(0));
+        (0..100 * WINDOW).for_each(|_| fixed.note(Sealed::HeldUp));
+        assert_eq!(fixed.level(), 0);
+    }
+}
