@@ -2,7 +2,7 @@
 //! and, in [`io`] and [`net`], the only code that touches disks and sockets on everybody's behalf.
 //!
 //! Layers, lowest first: `units` → `limits` → `extent` → `extent_set` → `dirty_map`; `units` → `point`; on these
-//! `frame` → `session`. Beside them, using only `limits`: `io`, and `net` → `service`.
+//! `frame` → `session`. Beside them, using only `limits`: `io`, and `net` → `service`; alone: `work`.
 //! It knows nothing of agents, servers or VMware.
 
 pub mod digest;
@@ -17,3 +17,4 @@ pub mod point;
 pub mod service;
 pub mod session;
 pub mod units;
+pub mod work;

@@ -2,17 +2,19 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    io,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use engine::{
     digest::LEAF_BYTES,
-    frame::{Control, PROTOCOL, Refusal, StreamInfo},
+    frame::{Control, Frame, PROTOCOL, Refusal, StreamInfo},
     limits,
     net::{Incoming, Listener, NetError, Peer},
     point::PointId,
@@ -33,6 +35,7 @@ use crate::{
     journal::{self, JournalError, SealedPoint},
     metrics::Metrics,
     node::{Output, StreamNode},
+    opening::Openers,
     proof::{Phase, ScrubPlan, Sign, Verdict, Verified},
     replica::{Replica, ReplicaError, TaskDone},
     restore::{Estimate, Select},
@@ -44,6 +47,9 @@ use crate::{
 /// Bytes of one read from a socket; times [`QUEUE`] bounds what waits for a stream's thread.
 const READ: usize = 64 << 10;
 const QUEUE: usize = 32;
+
+/// Threads that open frames, at most.
+const OPENERS: usize = 4;
 
 /// How often those who wait for a verification look at it.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -58,6 +64,8 @@ pub struct Server {
     metrics: Metrics,
     /// Signs certificates.
     signer: Arc<dyn Sign>,
+    /// Open frames for all streams.
+    openers: Mutex<Openers>,
     streams: Mutex<HashMap<StreamId, Stream>>,
     connections: AtomicU64,
     /// Whether everything is to end: a restore is interrupted then.
@@ -125,26 +133,31 @@ impl RestoreRequest {
 
 impl Server {
     /// A server for `home`. Must be called within a tokio runtime.
-    #[must_use]
+    ///
+    /// # Errors
+    /// If the system gives no threads.
     pub fn new(
         home: Home,
         retention: Policy,
         scrub: ScrubPlan,
         metrics: Metrics,
         signer: Arc<dyn Sign>,
-    ) -> Arc<Self> {
+    ) -> io::Result<Arc<Self>> {
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(OPENERS);
+        let openers = Mutex::new(Openers::start("open", threads, Frame::unpack)?);
         let streams = Mutex::default();
-        Arc::new(Self {
+        Ok(Arc::new(Self {
             home,
             retention,
             scrub,
             metrics,
             signer,
+            openers,
             streams,
             connections: AtomicU64::new(0),
             ending: AtomicBool::new(false),
             handle: Handle::current(),
-        })
+        }))
     }
 
     /// Accepts connections until asked to stop; then every stream completes what it is doing.
@@ -252,8 +265,7 @@ impl Server {
                 }
             }
         };
-        let result: std::io::Result<()> =
-            tokio::select! { result = read => result, result = write => result };
+        let result: io::Result<()> = tokio::select! { result = read => result, result = write => result };
         // The stream may have stopped already.
         let _ = handle.events.send(Event::Closed { connection }).await;
         result.map_err(|e| NetError::from_io(&who, e).to_string())
@@ -299,6 +311,7 @@ impl Server {
         }
         let mut node = StreamNode::new(self.home.open(id)?, self.retention.clone());
         node.scrub(self.scrub, Instant::now());
+        node.use_openers(lock(&self.openers).another());
         let (events, inbox) = mpsc::channel(QUEUE);
         let status = Arc::new(Mutex::new(StreamStatus::of(&node)));
         let stream = Stream { events, status: Arc::clone(&status) };
@@ -309,7 +322,7 @@ impl Server {
             Actor { node, inbox, status, server, connection: None, background, events: to_itself, looked }
                 .run();
         };
-        std::thread::Builder::new().name("stream".into()).spawn(body).map_err(|e| Rejected {
+        thread::Builder::new().name("stream".into()).spawn(body).map_err(|e| Rejected {
             why: Refusal::Unavailable,
             reason: format!("cannot start a thread: {e}"),
         })?;

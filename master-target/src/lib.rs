@@ -1,7 +1,7 @@
 //! The master target: applies frames to VMware disks and keeps recovery points.
 //!
 //! Layers, lowest first: `datastore` → `vmdk`; `journal` → `digests`, `retention` → `replica` → `restore`, `image` →
-//! `proof`, `resync` → `home` → `node` → `status`, `metrics`, `tasks` → `driver`; `image` → `drill` → `config`, `export` → `admin`.
+//! `proof`, `resync` → `home`, `opening` → `node` → `status`, `metrics`, `tasks` → `driver`; `image` → `drill` → `config`, `export` → `admin`.
 
 pub mod admin;
 pub mod config;
@@ -15,6 +15,7 @@ pub mod image;
 pub mod journal;
 pub mod metrics;
 pub mod node;
+pub mod opening;
 pub mod proof;
 pub mod replica;
 pub mod restore;

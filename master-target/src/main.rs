@@ -148,7 +148,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         config.scrub.plan(),
         Metrics::register(&mut registry),
         signer,
-    );
+    )?;
     if let Some(addr) = config.metrics {
         let metrics = MetricsServer::bind(addr).await?;
         tokio::spawn(metrics.serve(registry, Arc::new(|| Ok(())), stop.clone()));

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use engine::{
-    frame::{Control, Frame, Refusal},
+    frame::{Control, Refusal},
     limits,
     session::{Link, Message, Receiver, SessionError},
     units::StreamId,
@@ -21,6 +21,7 @@ use jiff::Timestamp;
 use crate::{
     home::{Rejected, check_goes_on},
     journal::SealedPoint,
+    opening::{Openers, Opening},
     proof::{Proof, ScrubPlan, Sign},
     replica::{Replica, ReplicaError},
     resync::Questions,
@@ -46,8 +47,8 @@ pub struct StreamNode {
     retention: Policy,
     receiver: Receiver,
     link: Option<Link>,
-    /// Received and not yet applied; bounded by the window.
-    pending: VecDeque<Frame>,
+    /// Received and not yet applied.
+    pending: Opening,
     outputs: VecDeque<Output>,
     hold: Option<(String, Instant)>,
     counts: Counts,
@@ -85,7 +86,7 @@ impl StreamNode {
             retention,
             receiver: Receiver::at(position, position.seq),
             link: None,
-            pending: VecDeque::new(),
+            pending: Opening::default(),
             outputs: VecDeque::new(),
             hold: None,
             counts: Counts::default(),
@@ -238,6 +239,11 @@ impl StreamNode {
         }
     }
 
+    /// From now on, threads open frames ahead.
+    pub fn use_openers(&mut self, openers: Openers) {
+        self.pending.use_openers(openers);
+    }
+
     /// From now on, disks and journal are read again in the background.
     pub fn scrub(&mut self, plan: ScrubPlan, now: Instant) {
         self.proof.scrub(plan, now);
@@ -258,16 +264,14 @@ impl StreamNode {
     /// [`Self::has_work`]. An error means that disks or journal failed: the node must be dropped and the replica
     /// opened again, which recovers it.
     pub fn commit(&mut self, now: Instant, wall: Timestamp) -> Result<Vec<SealedPoint>, ReplicaError> {
-        let batch = self.next_batch();
-        let result = self.replica.apply(&batch, wall);
+        let batch = self.pending.batch();
+        let count = batch.len();
+        let result = self.replica.apply_unpacked(batch, wall);
         self.proof.observe(&mut self.replica, now);
         let position = self.replica.position();
-        for frame in batch.iter().filter(|frame| frame.header().seq <= position.seq) {
+        for frame in self.pending.applied(position.seq, count) {
             self.counts.frames += 1;
             self.counts.logical_bytes += u64::from(frame.header().content_len);
-        }
-        while self.pending.front().is_some_and(|frame| frame.header().seq <= position.seq) {
-            self.pending.pop_front();
         }
         self.receiver.handle_durable(position.seq);
         if let Some(ack) = self.receiver.poll_ack() {
@@ -333,17 +337,6 @@ impl StreamNode {
         self.replica.journal_bytes() >= self.retention.warn_bytes
     }
 
-    /// As many frames as may be in memory uncompressed; at least one.
-    fn next_batch(&self) -> Vec<Frame> {
-        let mut bytes = 0;
-        let within = self.pending.iter().take_while(|frame| {
-            bytes += frame.header().content_len as usize;
-            bytes <= limits::BATCH_BYTES
-        });
-        let count = within.count().max(1);
-        self.pending.iter().take(count).cloned().collect()
-    }
-
     fn read_link(&mut self, now: Instant) {
         if let Err(error) = self.try_read_link(now) {
             self.counts.peer_errors += 1;
@@ -358,7 +351,7 @@ impl StreamNode {
                 Some(Message::Frame(frame)) => {
                     self.receiver.handle_frame(&frame)?;
                     self.counts.wire_bytes += frame.bytes().len() as u64;
-                    self.pending.push_back(frame);
+                    self.pending.push(frame);
                 }
                 Some(Message::Control(Control::Compare(question))) => {
                     self.questions.push(&self.replica, question)?;

@@ -182,10 +182,10 @@ mod tests {
 
     #[test]
     fn it_finds_the_heaviest_level_that_fits_and_seldom_tries_more() {
-        for fits in 0..LEVELS.len() {
+        for (fits, fitting) in LEVELS.iter().enumerate() {
             let mut chooser = Chooser::new(Compression::Adaptive);
             let levels = run(&mut chooser, fits, 300);
-            let right = levels[10..].iter().filter(|level| **level == LEVELS[fits]).count();
+            let right = levels[10..].iter().filter(|level| level == &fitting).count();
             assert!(right > 270, "{fits}: {levels:?}");
         }
     }

@@ -3,14 +3,9 @@
 //! A pool of threads in the service, inline in simulations. What has been submitted and not collected is memory;
 //! bounding it is the caller's business.
 
-use std::{
-    collections::VecDeque,
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
-    thread,
-};
+use std::collections::VecDeque;
 
-use crossbeam_channel::Sender;
-use engine::frame::Packed;
+use engine::{frame::Packed, work::Queue};
 
 use super::{
     contents::FrameContent,
@@ -70,16 +65,11 @@ impl Packer for Inline {
 /// A few threads, which end when the pool is dropped.
 #[derive(Debug)]
 pub struct Pool {
-    jobs: Sender<Job>,
-    threads: usize,
-    results: VecDeque<Receiver<Packed>>,
+    queue: Queue<(FrameContent, i32), Packed>,
     chooser: Chooser,
-    /// The window was full since the last result was collected.
+    /// The window was full since the last body was collected.
     held_up: bool,
 }
-
-/// A content, its zstd level, and who waits for the body.
-type Job = (FrameContent, i32, SyncSender<Packed>);
 
 impl Pool {
     /// `threads` threads that pack.
@@ -87,47 +77,27 @@ impl Pool {
     /// # Errors
     /// If the system gives no thread.
     pub fn start(threads: usize, compression: Compression) -> std::io::Result<Self> {
-        let (jobs, queue) = crossbeam_channel::unbounded::<Job>();
-        let threads = threads.max(1);
-        for number in 0..threads {
-            let queue = queue.clone();
-            thread::Builder::new().name(format!("pack-{number}")).spawn(move || {
-                // A result nobody waits for any more is no error: the pool was dropped.
-                queue.iter().for_each(|(content, level, result)| drop(result.send(pack(&content, level))));
-            })?;
-        }
-        let chooser = Chooser::new(compression);
-        Ok(Self { jobs, threads, results: VecDeque::new(), chooser, held_up: false })
+        let queue = Queue::start("pack", threads, |(content, level)| pack(&content, level))?;
+        Ok(Self { queue, chooser: Chooser::new(compression), held_up: false })
     }
 }
 
 impl Packer for Pool {
-    #[expect(
-        clippy::expect_used,
-        reason = "the threads end only after `jobs` is dropped, and packing does not panic"
-    )]
     fn submit(&mut self, content: FrameContent) {
-        let (result, receiver) = sync_channel(1);
-        let job = (content, self.chooser.level(), result);
-        self.jobs.send(job).expect("a packing thread is there");
-        self.results.push_back(receiver);
+        self.queue.submit((content, self.chooser.level()));
     }
 
-    #[expect(clippy::expect_used, reason = "packing does not panic, so every job has a result")]
     fn collect(&mut self) -> Option<Packed> {
         // With less to do than threads, what is late says nothing.
-        let is_busy = self.results.len() > self.threads;
-        let result = self.results.pop_front()?;
-        let ready = result.try_recv();
-        if is_busy {
-            self.chooser.note(match &ready {
-                Err(_) => Sealed::Late,
-                Ok(_) if self.held_up => Sealed::HeldUp,
-                Ok(_) => Sealed::InTime,
+        if self.queue.is_busy() {
+            self.chooser.note(match self.held_up {
+                _ if !self.queue.is_ready() => Sealed::Late,
+                true => Sealed::HeldUp,
+                false => Sealed::InTime,
             });
         }
         self.held_up = false;
-        Some(ready.unwrap_or_else(|_| result.recv().expect("every job is packed")))
+        self.queue.collect()
     }
 
     fn held_up(&mut self) {
@@ -136,38 +106,5 @@ impl Packer for Pool {
 
     fn level(&self) -> i32 {
         self.chooser.level()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use engine::{
-        frame::{Opened, Position},
-        units::{Block, DiskIndex, StreamId},
-    };
-
-    use super::*;
-    use crate::capture::contents::Contents;
-
-    #[test]
-    fn a_pool_gives_results_in_order() {
-        let mut pool = Pool::start(3, Compression::Level(1)).unwrap();
-        for number in 1..=40u64 {
-            // Of very different cost, so that later ones are ready before earlier ones.
-            let blocks = if number % 7 == 0 { 256 } else { 1 };
-            let mut made = Vec::new();
-            let mut contents = Contents::new(DiskIndex(0), 1);
-            contents.add(Block(number), &vec![number as u8; blocks * 4096], &mut made);
-            contents.finish(&mut made);
-            pool.submit(made.remove(0));
-        }
-        let mut at = Position::START;
-        for number in 1..=40u64 {
-            let frame = pool.collect().unwrap().seal(StreamId::random(), &at);
-            let Opened::Data(content) = frame.open(at.chain).unwrap() else { panic!("data was packed") };
-            assert_eq!(content.extents().next().unwrap().0.start, Block(number));
-            at = Position::after(frame.header());
-        }
-        assert!(pool.collect().is_none());
     }
 }

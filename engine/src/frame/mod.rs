@@ -108,28 +108,14 @@ impl Frame {
 
     /// Decompresses the body and checks that content and place are what the sender sealed after `before`.
     pub fn open(&self, before: Digest) -> Result<Opened, FrameError> {
-        let content = self.content()?;
-        let computed = packed::chain(before, &self.header, Digest::of(&content));
-        if computed != self.header.chain {
-            return Err(FrameError::Chain { frame: self.header.seq, found: self.header.chain, computed });
-        }
-        match self.header.kind {
-            Kind::Data => Ok(Opened::Data(Content::parse(content, self.header.extents)?)),
-            Kind::Seal => {
-                let point: Point = serde_json::from_slice(&content)
-                    .map_err(|e| FrameError::Body { what: "seal", reason: e.to_string() })?;
-                if point.epoch != self.header.epoch {
-                    return Err(FrameError::Malformed("seal of another epoch than its frame's"));
-                }
-                if point.is_before_failback() {
-                    return Err(FrameError::Malformed("seal of a point that no agent can make"));
-                }
-                point.group.as_ref().map_or(Ok(()), |mark| mark.check())?;
-                Ok(Opened::Seal(point))
-            }
-            Kind::Digests => Ok(Opened::Digests(LeafDigests::parse(&content, self.header.extents)?)),
-            Kind::Control => Err(FrameError::Malformed("control frame within the stream")),
-        }
+        self.clone().unpack().open(before)
+    }
+
+    /// Decompresses and hashes the body: all that opening it takes and that does not depend on the frames before.
+    #[must_use]
+    pub fn unpack(self) -> Unpacked {
+        let content = self.content().map(|content| (Digest::of(&content), content));
+        Unpacked { header: self.header, content }
     }
 
     fn content(&self) -> Result<Vec<u8>, FrameError> {
@@ -146,6 +132,48 @@ impl Frame {
                 }
                 Ok(content)
             }
+        }
+    }
+}
+
+/// A frame whose place in the stream is still to be checked.
+#[derive(Debug)]
+pub struct Unpacked {
+    header: Header,
+    content: Result<(Digest, Vec<u8>), FrameError>,
+}
+
+impl Unpacked {
+    /// The frame's header.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Checks that content and place are what the sender sealed after `before`.
+    pub fn open(self, before: Digest) -> Result<Opened, FrameError> {
+        let Self { header, content } = self;
+        let (digest, content) = content?;
+        let computed = packed::chain(before, &header, digest);
+        if computed != header.chain {
+            return Err(FrameError::Chain { frame: header.seq, found: header.chain, computed });
+        }
+        match header.kind {
+            Kind::Data => Ok(Opened::Data(Content::parse(content, header.extents)?)),
+            Kind::Seal => {
+                let point: Point = serde_json::from_slice(&content)
+                    .map_err(|e| FrameError::Body { what: "seal", reason: e.to_string() })?;
+                if point.epoch != header.epoch {
+                    return Err(FrameError::Malformed("seal of another epoch than its frame's"));
+                }
+                if point.is_before_failback() {
+                    return Err(FrameError::Malformed("seal of a point that no agent can make"));
+                }
+                point.group.as_ref().map_or(Ok(()), |mark| mark.check())?;
+                Ok(Opened::Seal(point))
+            }
+            Kind::Digests => Ok(Opened::Digests(LeafDigests::parse(&content, header.extents)?)),
+            Kind::Control => Err(FrameError::Malformed("control frame within the stream")),
         }
     }
 }

@@ -16,7 +16,7 @@ use std::{collections::BTreeSet, path::Path, sync::Arc};
 use engine::{
     extent::Extent,
     extent_set::ExtentSet,
-    frame::{Content, Frame, FrameError, Opened, Payload, Position},
+    frame::{Content, Frame, FrameError, Header, Opened, Payload, Position, Unpacked},
     io::{AlignedBuf, Device, Storage, read_exact_at},
     limits,
     point::Point,
@@ -127,36 +127,33 @@ impl Replica {
         self.state().layer_bytes().saturating_add(open)
     }
 
-    /// Opens frames: decompresses them and checks that they continue the stream after `after`.
-    pub fn open_frames(after: Digest, frames: &[Frame]) -> Result<Vec<Opened>, FrameError> {
-        let mut before = after;
-        let open = |frame: &Frame| {
-            let opened = frame.open(before);
-            before = frame.header().chain;
-            opened
-        };
-        frames.iter().map(open).collect()
-    }
-
     /// Applies frames that continue at [`Self::position`], durably; returns the points they sealed. On an error
     /// the position tells how far it got, and the rest may be applied again.
     pub fn apply(&mut self, frames: &[Frame], now: Timestamp) -> Result<Vec<SealedPoint>, ReplicaError> {
+        self.apply_unpacked(frames.iter().cloned().map(Frame::unpack).collect(), now)
+    }
+
+    /// As [`Self::apply`].
+    pub fn apply_unpacked(
+        &mut self,
+        frames: Vec<Unpacked>,
+        now: Timestamp,
+    ) -> Result<Vec<SealedPoint>, ReplicaError> {
         if self.state().restore.is_some() || self.state().accepted {
             let what = "frames cannot be applied: the disks are those of a point".to_owned();
             return Err(JournalError::Refused(what).into());
         }
-        let opened = Self::open_frames(self.position.chain, frames)?;
-        for (frame, opened) in frames.iter().zip(&opened) {
+        let opened = open_all(self.position.chain, frames)?;
+        for (header, opened) in &opened {
             match opened {
-                Opened::Data(content) => self.check_place(frame, content)?,
-                Opened::Digests(digests) => self.check_leaves(frame.header(), digests)?,
+                Opened::Data(content) => self.check_place(header, content)?,
+                Opened::Digests(digests) => self.check_leaves(header, digests)?,
                 Opened::Seal(_) => {}
             }
         }
         let mut sealed = Vec::new();
         let mut batch = Batch::new(self.targets.len());
-        for (frame, opened) in frames.iter().zip(&opened) {
-            let header = frame.header();
+        for (header, opened) in &opened {
             match opened {
                 Opened::Data(content) => {
                     if batch.must_come_before(header.disk, content) {
@@ -190,10 +187,9 @@ impl Replica {
         Ok(())
     }
 
-    fn check_place(&self, frame: &Frame, content: &Content) -> Result<(), ReplicaError> {
-        let frame_seq = frame.header().seq;
-        let out_of_place = |what| Err(ReplicaError::OutOfPlace { frame: frame_seq, what });
-        let disk = frame.header().disk;
+    fn check_place(&self, header: &Header, content: &Content) -> Result<(), ReplicaError> {
+        let out_of_place = |what| Err(ReplicaError::OutOfPlace { frame: header.seq, what });
+        let disk = header.disk;
         let Some(target) = self.targets.get(usize::from(disk.0)) else {
             return out_of_place(format!("the VM has no {disk}"));
         };
@@ -354,4 +350,15 @@ impl Replica {
     pub(crate) fn forget_open_layer(&mut self) {
         self.open = OpenLayer { log: None, saved: Saved::none(self.targets.len()) };
     }
+}
+
+/// Checks that frames continue the stream after `after`.
+fn open_all(after: Digest, frames: Vec<Unpacked>) -> Result<Vec<(Header, Opened)>, FrameError> {
+    let mut before = after;
+    let open = |frame: Unpacked| {
+        let header = frame.header().clone();
+        let opened = frame.open(std::mem::replace(&mut before, header.chain))?;
+        Ok((header, opened))
+    };
+    frames.into_iter().map(open).collect()
 }
