@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use engine::{
-    frame::{Control, Frame, GroupReport, Kind, Refusal, StreamInfo},
+    frame::{Compare, Compared, Control, Frame, GroupReport, Kind, Refusal, StreamInfo},
     limits as engine_limits,
     point::BarrierId,
     session::{Link, Message, Receiver, SessionError},
@@ -34,6 +34,8 @@ enum State {
         pending: Vec<Frame>,
         /// What it reports on its group's barrier, until the frames before it are spooled. Bounded.
         reports: Vec<(BarrierId, GroupReport)>,
+        /// What it asks the master target and is not answered. Bounded by [`engine_limits::QUESTIONS`].
+        questions: Vec<Compare>,
         /// What it was last told about waiting.
         told: Option<String>,
     },
@@ -75,8 +77,8 @@ impl StreamNode {
     pub fn handle_agent_bytes(&mut self, conn: ConnectionId, bytes: &[u8], now: Instant) {
         let Some(agent) = self.agent.as_mut().filter(|agent| agent.conn == conn) else { return };
         agent.link.handle_bytes(bytes, now);
-        let (questions, outcome) = agent.take_messages();
-        questions.iter().for_each(|question| self.pass_to_target(question, now));
+        let (new, outcome) = agent.take_messages();
+        self.ask(new, now);
         if let Err(error) = outcome {
             self.counts.agent_errors += 1;
             self.close_agent(&error.to_string());
@@ -139,8 +141,14 @@ impl StreamNode {
         let receiver = Receiver::at(position, durable);
         let adopted = self.adopted.unwrap_or_default();
         let (conn, vm) = (agent.conn, spool.description().stream.vm.clone());
-        agent.state =
-            State::Up { vm: vm.clone(), receiver, pending: Vec::new(), reports: Vec::new(), told: None };
+        agent.state = State::Up {
+            vm: vm.clone(),
+            receiver,
+            pending: Vec::new(),
+            reports: Vec::new(),
+            questions: Vec::new(),
+            told: None,
+        };
         tracing::info!(stream = %self.id, position = %position.seq, durable = %durable, "agent connected");
         let window = engine_limits::WINDOW_BYTES as u64;
         self.say(&Control::Welcome { position, durable, window, adopted }, now);
@@ -178,6 +186,22 @@ impl StreamNode {
     pub(super) fn pass_to_agent(&mut self, wish: &Control, now: Instant) {
         if matches!(self.agent, Some(Agent { state: State::Up { .. }, .. })) {
             self.say(wish, now);
+        }
+    }
+
+    /// What the agent has asked the master target, and is not answered.
+    pub(super) fn questions(&self) -> Vec<Compare> {
+        match &self.agent {
+            Some(Agent { state: State::Up { questions, .. }, .. }) => questions.clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The master target's answer.
+    pub(super) fn answer_agent(&mut self, answer: Compared, now: Instant) {
+        if let Some(Agent { state: State::Up { questions, .. }, .. }) = &mut self.agent {
+            questions.retain(|question| question.span != answer.span);
+            self.say(&Control::Compared(answer), now);
         }
     }
 
@@ -303,14 +327,14 @@ impl StreamNode {
 }
 
 impl Agent {
-    /// Takes what has arrived; returns what it asks the master target.
-    fn take_messages(&mut self) -> (Vec<Control>, Result<(), SessionError>) {
-        let mut questions = Vec::new();
-        let outcome = self.try_take_messages(&mut questions);
-        (questions, outcome)
+    /// Takes what has arrived; returns what it asks that it had not asked.
+    fn take_messages(&mut self) -> (Vec<Compare>, Result<(), SessionError>) {
+        let mut new = Vec::new();
+        let outcome = self.try_take_messages(&mut new);
+        (new, outcome)
     }
 
-    fn try_take_messages(&mut self, questions: &mut Vec<Control>) -> Result<(), SessionError> {
+    fn try_take_messages(&mut self, new: &mut Vec<Compare>) -> Result<(), SessionError> {
         while let Some(message) = self.link.poll_message()? {
             match (message, &mut self.state) {
                 (Message::Frame(frame), State::Up { receiver, pending, .. }) => {
@@ -322,9 +346,12 @@ impl Agent {
                 {
                     reports.push((barrier, report));
                 }
-                // As many as were read at once: few.
-                (Message::Control(question @ Control::Compare(_)), State::Up { .. }) => {
-                    questions.push(question)
+                (Message::Control(Control::Compare(question)), State::Up { questions, .. }) => {
+                    // One too many is asked again when others have been answered.
+                    if !questions.contains(&question) && questions.len() < engine_limits::QUESTIONS {
+                        questions.push(question.clone());
+                        new.push(question);
+                    }
                 }
                 _ => {
                     return Err(SessionError::OutOfTurn("something else than frames, reports and questions"));

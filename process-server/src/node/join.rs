@@ -35,7 +35,7 @@ impl StreamNode {
             unreachable!("a Welcome is handled only while greeting")
         };
         tracing::info!(stream = %self.id, position = %position.seq, "connected to the master target");
-        self.target = Target::Up { conn, link, forward: Forward::after(&position, window), questions: 0 };
+        self.target = Target::Up { conn, link, forward: Forward::after(&position, window) };
         self.refused = None;
         self.trouble = None;
         if let Some(known) = self.spool().map(Spool::durable).filter(|known| known.seq > position.seq) {
@@ -46,6 +46,7 @@ impl StreamNode {
         if self.waiting_agent().is_some() {
             self.welcome_agent(now);
         }
+        self.ask(self.questions(), now);
     }
 
     /// Makes the spool one that goes on after `position`. `Err(None)`: whoever asked has gone.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use engine::{
-    frame::{Control, PROTOCOL, Position, Refusal},
+    frame::{Compare, Control, PROTOCOL, Position, Refusal},
     limits as engine_limits,
     session::{Link, Message, SessionError},
     units::Seq,
@@ -32,8 +32,6 @@ pub(super) enum Target {
         conn: ConnectionId,
         link: Link,
         forward: Forward,
-        /// The agent's questions that were passed on, and are not answered.
-        questions: usize,
     },
 }
 
@@ -267,9 +265,8 @@ impl StreamNode {
                 self.pass_to_agent(&wish, now);
                 Ok(())
             }
-            (Target::Up { questions, .. }, Message::Control(answer @ Control::Compared(_))) => {
-                *questions = questions.saturating_sub(1);
-                self.pass_to_agent(&answer, now);
+            (Target::Up { .. }, Message::Control(Control::Compared(answer))) => {
+                self.answer_agent(answer, now);
                 Ok(())
             }
             (Target::Up { .. }, Message::Control(Control::Refused { why: Refusal::Damaged, reason })) => {
@@ -308,14 +305,10 @@ impl StreamNode {
         }
     }
 
-    /// Something that the agent asks the master target. If that is not connected, or has enough to answer, it will be
-    /// asked again.
-    pub(super) fn pass_to_target(&mut self, question: &Control, now: Instant) {
-        if let Target::Up { questions, .. } = &mut self.target
-            && *questions < engine_limits::QUESTIONS
-        {
-            *questions += 1;
-            self.say_to_target(question, now);
+    /// Asks the master target for the agent. What it is asked while it is not connected, it is asked when it is.
+    pub(super) fn ask(&mut self, questions: Vec<Compare>, now: Instant) {
+        if matches!(self.target, Target::Up { .. }) {
+            questions.into_iter().for_each(|question| self.say_to_target(&Control::Compare(question), now));
         }
     }
 

@@ -298,7 +298,7 @@ fn answer(question: &Control, position: Seq) -> Control {
 }
 
 #[test]
-fn questions_and_answers_of_a_resync_pass_while_both_sides_are_there() {
+fn questions_and_answers_of_a_resync_pass() {
     let mut world = running(21);
     world.settle();
     let asked: Vec<Control> = (0..5).map(question).collect();
@@ -310,7 +310,7 @@ fn questions_and_answers_of_a_resync_pass_while_both_sides_are_there() {
     world.until("all are answered", |world| world.agent.answers.len() == 5);
     assert_eq!(std::mem::take(&mut world.agent.answers), answers);
 
-    // Without the master target a question is dropped; without the agent an answer is.
+    // What is asked while the master target is away is asked when it is back; without the agent an answer is dropped.
     world.target.unreachable = true;
     world.hang_up_target();
     world.agent.questions = asked.clone();
@@ -318,7 +318,11 @@ fn questions_and_answers_of_a_resync_pass_while_both_sides_are_there() {
     world.target.unreachable = false;
     world.write_some(5);
     world.settle();
-    assert_eq!(world.target.questions, []);
+    assert_eq!(std::mem::take(&mut world.target.questions), asked);
+    // It goes without having answered: what it was asked, it is asked again.
+    world.hang_up_target();
+    world.until("all are asked again", |world| world.target.questions.len() == 5);
+    assert_eq!(world.target.questions, asked);
     world.hang_up_agent();
     answers.iter().for_each(|answer| world.target.say(answer, &mut world.wires[3]));
     world.deliver(3, usize::MAX);
