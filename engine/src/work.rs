@@ -51,12 +51,6 @@ impl<In: Send + 'static, Out: Send + 'static> Queue<In, Out> {
         self.results.pop_front().map(|result| result.recv().expect("every job is done"))
     }
 
-    /// Whether [`Self::collect`] has a result without waiting.
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        self.results.front().is_some_and(|result| !result.is_empty())
-    }
-
     /// Whether more was handed in and not collected than there are threads.
     #[must_use]
     pub fn is_busy(&self) -> bool {
@@ -96,7 +90,7 @@ mod tests {
             |queue: &mut Queue<u64, u64>| std::iter::from_fn(|| queue.collect()).collect::<Vec<_>>();
         assert_eq!(collect(&mut one), (0..100).filter(|n| n % 3 != 0).collect::<Vec<_>>());
         other.clear();
-        assert!(!other.is_ready() && other.collect().is_none());
+        assert!(other.collect().is_none());
         other.submit(7);
         assert_eq!(other.collect(), Some(7));
     }

@@ -1,9 +1,9 @@
 //! How hard frames are compressed: as hard as does not hold the copy up.
 //!
-//! Where frames wait shows what is slowest. While packing is, lighter levels copy faster; while the link or the target is,
-//! packers have time to spare, and heavier levels send less. Counted over [`WINDOW`] frames, and one level at a time.
+//! Where frames wait, and how long, shows what is slowest. While packing is, lighter levels copy faster; while the link or the
+//! target is, packers have time to spare, and heavier levels send less. Summed over [`WINDOW`] frames, one level at a time.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -17,12 +17,8 @@ const FIRST: usize = 1;
 /// Frames after which it is decided anew.
 const WINDOW: u32 = 32;
 
-/// Packing is too slow if so many of [`WINDOW`] frames were not ready when they could have gone.
-const LATE: u32 = WINDOW / 3;
-
-/// There is time for more if so many frames had to wait, and of no more than these packing was late.
-const HELD_UP: u32 = WINDOW / 8;
-const NEVER_LATE: u32 = WINDOW / 16;
+/// What frames waited for counts from this part of the time on, if it is twice as long as what they waited for else.
+const PART: u32 = 8;
 
 /// A level that was too heavy is tried again after this many windows at most.
 const PATIENCE: u32 = 64;
@@ -87,15 +83,15 @@ impl<'de> Deserialize<'de> for Compression {
     }
 }
 
-/// What became of one frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sealed {
-    /// It could have gone before it was packed.
-    Late,
-    /// It could not go before others had arrived.
-    HeldUp,
-    /// Neither: there was nothing to read before, or all is in balance.
-    InTime,
+/// Where the time went from one frame to the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waited {
+    /// All of it.
+    pub in_all: Duration,
+    /// Until it was packed, when it could have gone.
+    pub for_packing: Duration,
+    /// Until there was room in the window.
+    pub for_room: Duration,
 }
 
 /// Chooses the level of the frames that come next.
@@ -111,8 +107,7 @@ struct Adaptive {
     /// Into [`LEVELS`].
     at: usize,
     frames: u32,
-    late: u32,
-    held_up: u32,
+    waited: Waited,
     /// Windows until a heavier level is tried again, and after the next time that it is too heavy.
     rest: u32,
     patience: u32,
@@ -122,7 +117,7 @@ impl Chooser {
     /// One that does what the configuration says.
     #[must_use]
     pub fn new(compression: Compression) -> Self {
-        let first = Adaptive { at: FIRST, frames: 0, late: 0, held_up: 0, rest: 0, patience: 1 };
+        let first = Adaptive { at: FIRST, frames: 0, waited: Waited::default(), rest: 0, patience: 1 };
         match compression {
             Compression::Adaptive => Self { adaptive: Some(first), fixed: 0 },
             Compression::Level(fixed) => Self { adaptive: None, fixed },
@@ -136,32 +131,34 @@ impl Chooser {
     }
 
     /// Learns from a frame that was sealed.
-    pub fn note(&mut self, sealed: Sealed) {
+    pub fn note(&mut self, waited: Waited) {
         if let Some(adaptive) = &mut self.adaptive {
-            adaptive.note(sealed);
+            adaptive.note(waited);
         }
     }
 }
 
 impl Adaptive {
-    fn note(&mut self, sealed: Sealed) {
+    fn note(&mut self, waited: Waited) {
         self.frames += 1;
-        self.late += u32::from(sealed == Sealed::Late);
-        self.held_up += u32::from(sealed == Sealed::HeldUp);
+        self.waited.in_all += waited.in_all;
+        self.waited.for_packing += waited.for_packing;
+        self.waited.for_room += waited.for_room;
         if self.frames < WINDOW {
             return;
         }
-        if self.late >= LATE && self.late > self.held_up {
+        let Waited { in_all, for_packing, for_room } = self.waited;
+        if for_packing * PART >= in_all && for_packing > 2 * for_room {
             self.at = self.at.saturating_sub(1);
             self.rest = self.patience;
             self.patience = (2 * self.patience).min(PATIENCE);
-        } else if self.held_up >= HELD_UP && self.late <= NEVER_LATE {
+        } else if for_room * PART >= in_all && for_room > 2 * for_packing {
             if self.rest == 0 {
                 self.at = (self.at + 1).min(LEVELS.len() - 1);
             }
             self.rest = self.rest.saturating_sub(1);
         }
-        (self.frames, self.late, self.held_up) = (0, 0, 0);
+        (self.frames, self.waited) = (0, Waited::default());
     }
 }
 
@@ -169,12 +166,17 @@ impl Adaptive {
 mod tests {
     use super::*;
 
+    const fn waited(for_packing: u64, for_room: u64) -> Waited {
+        let millis = Duration::from_millis;
+        Waited { in_all: millis(10), for_packing: millis(for_packing), for_room: millis(for_room) }
+    }
+
     /// A world in which packing at `LEVELS[..=fits]` is quick enough.
     fn run(chooser: &mut Chooser, fits: usize, windows: u32) -> Vec<i32> {
         let step = |_| {
             let level = chooser.level();
             let late = LEVELS.iter().position(|l| *l == level).unwrap() > fits;
-            (0..WINDOW).for_each(|_| chooser.note(if late { Sealed::Late } else { Sealed::HeldUp }));
+            (0..WINDOW).for_each(|_| chooser.note(if late { waited(6, 1) } else { waited(1, 6) }));
             level
         };
         (0..windows).map(step).collect()
@@ -204,12 +206,12 @@ mod tests {
     #[test]
     fn balance_and_a_slow_disk_change_nothing() {
         let mut chooser = Chooser::new(Compression::Adaptive);
-        for sealed in [[Sealed::InTime; 4], [Sealed::Late, Sealed::HeldUp, Sealed::HeldUp, Sealed::InTime]] {
-            (0..100 * WINDOW).for_each(|i| chooser.note(sealed[i as usize % 4]));
+        for waited in [waited(0, 0), waited(1, 1), waited(4, 5), waited(5, 4)] {
+            (0..100 * WINDOW).for_each(|_| chooser.note(waited));
             assert_eq!(chooser.level(), 1);
         }
         let mut fixed = Chooser::new(Compression::Level(0));
-        (0..100 * WINDOW).for_each(|_| fixed.note(Sealed::HeldUp));
+        (0..100 * WINDOW).for_each(|_| fixed.note(waited(0, 9)));
         assert_eq!(fixed.level(), 0);
     }
 }

@@ -3,13 +3,16 @@
 //! A pool of threads in the service, inline in simulations. What has been submitted and not collected is memory;
 //! bounding it is the caller's business.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use engine::{frame::Packed, work::Queue};
 
 use super::{
     contents::FrameContent,
-    level::{Chooser, Compression, Sealed},
+    level::{Chooser, Compression, Waited},
 };
 
 /// Turns contents into bodies, first in, first out.
@@ -20,8 +23,8 @@ pub trait Packer: Send {
     /// The body of the oldest one submitted; `None` if there is none. May block.
     fn collect(&mut self) -> Option<Packed>;
 
-    /// What is packed has to wait: the window is full.
-    fn held_up(&mut self);
+    /// Whether what is packed could go: the window has room. Call it when that changes, or more often.
+    fn has_room(&mut self, room: bool);
 
     /// The zstd level of what is submitted next.
     fn level(&self) -> i32;
@@ -55,7 +58,7 @@ impl Packer for Inline {
         self.packed.pop_front()
     }
 
-    fn held_up(&mut self) {}
+    fn has_room(&mut self, _room: bool) {}
 
     fn level(&self) -> i32 {
         self.level
@@ -67,8 +70,11 @@ impl Packer for Inline {
 pub struct Pool {
     queue: Queue<(FrameContent, i32), Packed>,
     chooser: Chooser,
-    /// The window was full since the last body was collected.
-    held_up: bool,
+    /// When the last body was collected.
+    collected: Instant,
+    /// Since when the window has been full, and for how long it was before, since `collected`.
+    full_since: Option<Instant>,
+    full: Duration,
 }
 
 impl Pool {
@@ -78,7 +84,13 @@ impl Pool {
     /// If the system gives no thread.
     pub fn start(threads: usize, compression: Compression) -> std::io::Result<Self> {
         let queue = Queue::start("pack", threads, |(content, level)| pack(&content, level))?;
-        Ok(Self { queue, chooser: Chooser::new(compression), held_up: false })
+        Ok(Self {
+            queue,
+            chooser: Chooser::new(compression),
+            collected: Instant::now(),
+            full_since: None,
+            full: Duration::ZERO,
+        })
     }
 }
 
@@ -89,19 +101,27 @@ impl Packer for Pool {
 
     fn collect(&mut self) -> Option<Packed> {
         // With less to do than threads, what is late says nothing.
-        if self.queue.is_busy() {
-            self.chooser.note(match self.held_up {
-                _ if !self.queue.is_ready() => Sealed::Late,
-                true => Sealed::HeldUp,
-                false => Sealed::InTime,
-            });
+        let is_busy = self.queue.is_busy();
+        let began = Instant::now();
+        let packed = self.queue.collect();
+        let now = Instant::now();
+        let for_room = std::mem::take(&mut self.full);
+        if is_busy {
+            self.chooser.note(Waited { in_all: now - self.collected, for_packing: now - began, for_room });
         }
-        self.held_up = false;
-        self.queue.collect()
+        self.collected = now;
+        packed
     }
 
-    fn held_up(&mut self) {
-        self.held_up = true;
+    fn has_room(&mut self, room: bool) {
+        match self.full_since {
+            None if !room => self.full_since = Some(Instant::now()),
+            Some(since) if room => {
+                self.full += since.elapsed();
+                self.full_since = None;
+            }
+            _ => {}
+        }
     }
 
     fn level(&self) -> i32 {

@@ -65,8 +65,9 @@ impl Node {
             return Step::Waits(Waiting::Until(until));
         }
         // While the window is full nothing is read either: what is read later is newer.
-        if !sender.has_room() {
-            self.packer.held_up();
+        let room = sender.has_room();
+        self.packer.has_room(room);
+        if !room {
             return Step::Waits(Waiting::Window);
         }
         self.paused_until = None;
