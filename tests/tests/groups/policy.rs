@@ -73,14 +73,25 @@ pub(crate) fn decides_with_one_that_is_stuck(five: &Five) {
     five.wait_until_well();
 }
 
+/// Others that are slow may be missing as well; what is made says so, each time.
 fn makes_one_of_the_others(five: &Five) {
+    let is_of_the_others = |_| point_without_one(five).as_slice() == [vm(AWAY)];
+    assert!((0..20).any(is_of_the_others), "others are missing for good");
+}
+
+/// Makes a point, and returns who is missing.
+fn point_without_one(five: &Five) -> Vec<String> {
     let point = five.point(false, &mut Tally::default());
-    assert_eq!(point.mark.missing, [vm(AWAY)]);
-    assert_eq!(point.mark.members, others().into_iter().map(vm).collect::<Vec<_>>());
-    for member in others() {
-        let sealed = five.of_barrier(member, point.mark.barrier).unwrap();
-        assert_eq!(sealed.group.as_deref(), Some(&point.mark), "the label says who is missing");
+    let missing = point.mark.missing.clone();
+    assert!(missing.contains(&vm(AWAY)), "{missing:?}");
+    for member in 0..MEMBERS {
+        let sealed = five.of_barrier(member, point.mark.barrier);
+        assert_eq!(sealed.is_none(), missing.contains(&vm(member)), "{member}");
+        assert_eq!(point.mark.members.contains(&vm(member)), sealed.is_some(), "{member}");
+        if let Some(sealed) = sealed {
+            assert_eq!(sealed.group.as_deref(), Some(&point.mark), "the label says who is missing");
+        }
     }
-    assert!(five.of_barrier(AWAY, point.mark.barrier).is_none());
     five.check(&[point]);
+    missing
 }
